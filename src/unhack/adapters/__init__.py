@@ -1,0 +1,5 @@
+"""Trainable parts added to a frozen model: two blocks (`main`, `quarantine`) per wrapped linear layer."""
+
+from unhack.adapters.policy import GradientTaps, Policy
+
+__all__ = ["GradientTaps", "Policy"]

@@ -1,0 +1,95 @@
+"""The command `unhack`. Every command is a dataclass of its flags with a method `run() -> int` (the exit status).
+
+Modules of commands are imported only when their command is called, and they import torch only inside `run`, so that
+help is quick. An error that a user can cause is one line on standard error with the cure, and exit status 2; `--debug`
+shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from unhack import __version__
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("unhack.cli.many:Demo", "train four arms on the bundled organism, print the table, draw the figure"),
+    "train": ("unhack.cli.single:Train", "train one arm into a run folder, or resume it"),
+    "eval": ("unhack.cli.single:Evaluate", "evaluate a run's last checkpoint on held-out problems"),
+    "experiment": (
+        "unhack.cli.many:Experiment",
+        "run all arms and seeds of an experiment file, resuming what is there",
+    ),
+    "results": ("unhack.cli.many:Results", "write the table and the figures of an experiment's folder again"),
+    "direction extract": ("unhack.cli.direction:Extract", "make a hack direction, or a control, from contrast pairs"),
+    "direction verify": ("unhack.cli.direction:Verify", "test a direction on held-out pairs, beside its null"),
+    "direction show": ("unhack.cli.direction:Show", "print what a direction artifact says about itself"),
+    "organism build": ("unhack.cli.organism:Build", "build the bundled tiny model from nothing"),
+    "organism check": ("unhack.cli.organism:Check", "measure whether the tiny model is what it must be"),
+    "check": ("unhack.cli.health:Check", "self-check of the graders: every hack against every loophole"),
+    "doctor": ("unhack.cli.health:Doctor", "what isolates submissions on this machine, and what does not"),
+}
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: this process's) and return the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        print("\nunhack: stopped; the same command goes on where it was", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: end without a message
+        return 0
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if debug:
+            raise
+        print(f"unhack: {_one_line(error)}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    text = " ".join(str(error).split())
+    return text or f"{type(error).__name__} (add --debug to see where)"
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    count = 2 if any(name.startswith(f"{words[0]} ") for name in COMMANDS) else 1
+    name, rest = " ".join(words[:count]), words[count:]
+    if count == 2 and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(overview(words[0]))
+        return 0
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        cure = f"did you mean `unhack {nearest[0]}`?" if nearest else "see `unhack --help`"
+        raise ValueError(f"there is no command {name!r}; {cure}")
+    module, attribute = COMMANDS[name][0].split(":")
+    from unhack.cli.parse import parse
+
+    command = parse(getattr(importlib.import_module(module), attribute), f"unhack {name}", rest)
+    return 0 if command is None else command.run()
+
+
+def overview(group: str = "") -> str:
+    """The list of commands, or of those of one group."""
+    shown = {name.removeprefix(group).strip(): text for name, (_, text) in COMMANDS.items() if name.startswith(group)}
+    width = max(map(len, shown))
+    lines = [f"  {name:<{width}}  {text}" for name, text in shown.items()]
+    start = f"unhack {group} COMMAND" if group else "unhack COMMAND"
+    title = f"usage: {start} [flags]      flags of a command: {start} --help"
+    return "\n".join([title, "", *lines, "", "--debug after any command shows the traceback of an error; --version"])

@@ -1,0 +1,65 @@
+"""Writing files so that a reader sees the old content or the new one, never half of either.
+
+A process may be killed at any instruction. So: write beside the target, force to disk, rename over it. What a killed
+writer leaves behind has a name that starts with a dot and ends in `.partial`; no reader looks at such names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from unhack.types import PlainValue
+
+PARTIAL_SUFFIX = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """A fresh hidden name in the folder of `path`, on the same file system, so that a rename onto `path` is atomic."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Create the new file `path` and return once its bytes are on disk. Not atomic: for files nobody knows of yet."""
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the names in `folder` (creations, renames, removals) are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replace `path` by `content` (text as UTF-8), creating missing parent folders. OSError as the system raises it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    try:
+        write_synced(partial, content.encode() if isinstance(content, str) else content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: PlainValue) -> None:
+    """Replace `path` by indented strict JSON. ValueError for NaN or infinities, which JSON does not have."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> PlainValue:
+    """The value in the JSON file `path`. ValueError that names the file when it is missing or not JSON."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it or remove it") from error

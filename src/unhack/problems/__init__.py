@@ -1,0 +1,1 @@
+"""Programming tasks: where they come from and which split they belong to."""

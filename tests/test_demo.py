@@ -1,0 +1,74 @@
+"""The demo's plan is the comparison that it claims to be, and an experiment leaves its table and figures behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from run_folders import write_run
+from unhack.config import ArmConfig
+from unhack.demo import demo_config, demo_plan
+from unhack.experiment import DONE_FILE
+from unhack.files import write_json
+from unhack.interventions import arm_class
+from unhack.outcome import write_outcome
+from unhack.plan import check_plan, plan_runs, run_folder
+
+
+def test_four_arms_differ_only_in_the_arm_and_the_seed(tmp_path: Path) -> None:
+    plan = demo_plan(demo_config(40), seeds=2)
+    check_plan(plan)
+    runs = plan_runs(plan, tmp_path)
+    assert [run.name for run in runs] == ["vanilla", "erase_update", "erase_gradient", "erase_random"] * 2
+    assert len({str(replace(run.config, arm=ArmConfig(), seed=0)) for run in runs}) == 1
+    for run in runs:
+        arm_class(run.config.arm)  # raises for a field that the arm does not use
+
+
+def test_the_placebo_arm_is_the_real_one_with_a_random_direction_drawn_per_seed(tmp_path: Path) -> None:
+    plan = demo_plan(demo_config(40), seeds=2)
+    runs = {(run.name, run.config.seed): run.config.arm for run in plan_runs(plan, tmp_path)}
+    real, placebo = runs["erase_update", 1], runs["erase_random", 1]
+    assert replace(real, direction=placebo.direction) == placebo
+    assert plan.controls == {"erase_update": "erase_random"}
+    assert runs["erase_random", 0].direction != placebo.direction
+    recipe = plan.directions["random"].recipe
+    assert recipe.control == "random" and replace(recipe, control="real") == plan.directions["run_tests"].recipe
+
+
+def test_the_preregistered_arm_is_one_sided_at_the_gradient_and_keeps_the_norm(tmp_path: Path) -> None:
+    runs = {run.name: run.config.arm for run in plan_runs(demo_plan(demo_config(40), seeds=1), tmp_path)}
+    assert (runs["erase_gradient"].site, runs["erase_gradient"].sided) == ("gradient", "one")
+    assert runs["erase_gradient"].preserve_norm
+    assert runs["erase_gradient"].direction == runs["erase_update"].direction
+    assert (runs["erase_update"].site, runs["erase_update"].sided) == ("update", "two")
+
+
+@pytest.mark.parametrize("steps", [1, 4, 60])
+def test_evaluations_are_spread_over_the_run_however_short(steps: int) -> None:
+    assert 1 <= steps / demo_config(steps).evaluation.every_steps <= 9
+
+
+def test_no_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        demo_plan(demo_config(4), seeds=0)
+
+
+def test_the_outcome_is_written_from_finished_runs_only(tmp_path: Path) -> None:
+    plan = demo_plan(demo_config(20), seeds=1)
+    with pytest.raises(ValueError, match="no run of demo"):
+        write_outcome(plan, tmp_path)
+    for name, cosine in (("vanilla", None), ("erase_gradient", 0.6), ("erase_random", 0.0)):
+        folder = write_run(run_folder(tmp_path, name, 0), steps=20, samples=16, cosine=cosine)
+        if name != "erase_random":
+            write_json(folder / DONE_FILE, {})
+    outcome = write_outcome(plan, tmp_path)
+    assert [arm.name for arm in outcome.arms] == ["vanilla", "erase_gradient"]
+    assert {path.name for path in outcome.files} == {
+        "overview.png", "modes.png", "cosine.png", "results.md", "results.csv",
+    }  # fmt: skip
+    report = (tmp_path / "results.md").read_text()
+    assert "erase_gradient" in report and "erase_random" not in report
+    assert all(path.stat().st_size > 100 for path in outcome.files)

@@ -1,0 +1,189 @@
+"""The pool with real processes: dependencies, failures, resumption, interruption, progress; and plans."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pool_worker import spec, starts, worker
+from unhack import settings
+from unhack.experiment import RunProgress, check_runs, is_finished, read_progress, run_all, total_seconds_left
+from unhack.files import write_json
+from unhack.plan import load_plan, plan_runs
+
+
+def test_all_runs_finish_once_with_one_thread_each_and_are_skipped_the_next_time(tmp_path: Path) -> None:
+    runs = [spec(tmp_path, name) for name in ("a", "b", "c")]
+    progress = run_all(runs, 2, poll_s=0.02, command=worker)
+    assert [one.state for one in progress] == ["finished"] * 3
+    assert [one.step for one in progress] == [3, 3, 3]
+    assert all(is_finished(run) for run in runs)
+    run_all(runs, 2, poll_s=0.02, command=worker)
+    assert [[start[:2] for start in starts(run)] for run in runs] == [[["0", "1"]]] * 3
+
+
+def test_no_more_than_the_given_number_of_processes_run_at_a_time(tmp_path: Path) -> None:
+    runs = [spec(tmp_path, name) for name in "abcd"]
+    seen: list[int] = []
+
+    def count(progress: object) -> None:
+        assert isinstance(progress, list)
+        seen.append(sum(one.state == "running" for one in progress))
+
+    run_all(runs, 2, count, poll_s=0.02, command=lambda run: worker(run, pause_s=0.02))
+    assert max(seen) == 2
+
+
+def test_a_run_starts_only_after_those_it_needs(tmp_path: Path) -> None:
+    runs = [spec(tmp_path, "push", after=("gradient",)), spec(tmp_path, "gradient")]
+    run_all(runs, 2, poll_s=0.02, command=worker)
+    assert float(starts(runs[0])[0][2]) > float((tmp_path / "gradient" / "end").read_text())
+
+
+def test_a_failure_is_told_by_its_last_line_and_stops_only_what_needs_it(tmp_path: Path) -> None:
+    runs = [spec(tmp_path, "bad"), spec(tmp_path, "needs_bad", after=("bad",)), spec(tmp_path, "good")]
+    progress = run_all(runs, 1, poll_s=0.02, command=lambda run: worker(run, fail_at=1 if run.name == "bad" else -1))
+    assert [one.state for one in progress] == ["failed", "failed", "finished"]
+    assert progress[0].message.startswith("ValueError: no such thing (exit status 3")
+    assert "needs bad, which failed" in progress[1].message
+    assert not runs[1].folder.exists()
+
+
+def test_a_failed_run_goes_on_from_where_it_was_when_started_again(tmp_path: Path) -> None:
+    run = spec(tmp_path, "a", steps=4)
+    assert run_all([run], 1, poll_s=0.02, command=lambda one: worker(one, fail_at=2))[0].state == "failed"
+    assert run_all([run], 1, poll_s=0.02, command=worker)[0].state == "finished"
+    assert [start[0] for start in starts(run)] == ["0", "2"]
+
+
+def test_sigterm_lets_the_running_ones_save_and_leaves_no_child(tmp_path: Path) -> None:
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from pool_worker import spec, worker
+from unhack.experiment import run_all
+run = spec(Path({str(tmp_path)!r}), "a", steps=1000)
+run_all([run], 1, poll_s=0.02, command=lambda one: worker(one, pause_s=0.02))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
+    metrics = tmp_path / "a" / "metrics.jsonl"
+    deadline = time.monotonic() + 30
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    parent.send_signal(signal.SIGTERM)
+    _, errors = parent.communicate(timeout=20)
+    assert b"KeyboardInterrupt" in errors
+    assert (tmp_path / "a" / "saved").exists()
+    assert not is_finished(spec(tmp_path, "a"))
+    lines = metrics.read_bytes()
+    time.sleep(0.1)
+    assert metrics.read_bytes() == lines  # nobody writes any more
+
+
+def test_runs_that_cannot_be_done_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="share the folder"):
+        check_runs([spec(tmp_path, "a"), spec(tmp_path, "a")])
+    with pytest.raises(ValueError, match="wait for runs that are not in the experiment, or for each other"):
+        check_runs([spec(tmp_path, "a", after=("b",)), spec(tmp_path, "b", after=("a",))])
+    with pytest.raises(ValueError, match="use at least 1"):
+        run_all([spec(tmp_path, "a")], 0)
+
+
+def test_a_folder_with_other_settings_is_refused_by_the_name_of_the_setting(tmp_path: Path) -> None:
+    run = spec(tmp_path, "a")
+    (tmp_path / "a").mkdir()
+    write_json(tmp_path / "a" / "config.json", settings.to_dict(replace(run.config, seed=7)))
+    with pytest.raises(ValueError, match=r"other settings \(seed: 7 → 0\)"):
+        check_runs([run])
+
+
+def test_progress_ignores_a_torn_line_and_averages_the_last_steps(tmp_path: Path) -> None:
+    run = spec(tmp_path, "a", steps=40)
+    run.folder.mkdir()
+    whole = "".join(f'{{"step": {step}, "rollouts/hack_frac": {step}}}\n' for step in range(20))
+    (run.folder / "metrics.jsonl").write_text(whole + '{"step": 20, "rollouts/ha')
+    progress = read_progress(run, "running")
+    assert progress.step == 20
+    assert progress.hack_frac == pytest.approx(sum(range(10, 20)) / 10)
+    assert math.isnan(progress.solve_frac)
+
+
+def test_seconds_left_count_waiting_runs_and_never_undercut_the_longest(tmp_path: Path) -> None:
+    runs = [spec(tmp_path, name, steps=100) for name in "abc"]
+    progress = [
+        RunProgress(runs[0], "running", step=50, step_s=2.0),
+        RunProgress(runs[1], "finished", step=100),
+        RunProgress(runs[2], "waiting"),
+    ]
+    assert total_seconds_left(progress, 1) == pytest.approx(300)
+    assert total_seconds_left(progress, 2) == pytest.approx(200)
+    assert math.isnan(total_seconds_left(progress[1:], 2))
+
+
+PLAN = """
+seeds = [0, 3]
+[base]
+steps = 7
+[base.environment]
+depths = [1, 2]
+[directions.run_tests]
+selection = "run_tests"
+[directions.random]
+control = "random"
+per_seed = true
+[arms.vanilla]
+[arms.push]
+arm = { name = "push", direction = "run_tests", push_profile = "gradient" }
+[arms.gradient]
+control = "placebo"
+arm = { name = "erase", site = "gradient", sided = "one", direction = "run_tests" }
+[arms.placebo]
+arm = { name = "erase", site = "gradient", sided = "one", direction = "random" }
+"""
+
+
+def test_a_plan_becomes_one_run_per_arm_and_seed_that_differ_in_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "main.toml").write_text(PLAN)
+    plan = load_plan(tmp_path / "main.toml")
+    runs = {(run.name, run.config.seed): run for run in plan_runs(plan, tmp_path / "out")}
+    assert len(runs) == 8 and plan.name == "main" and plan.controls == {"gradient": "placebo"}
+    vanilla, gradient = runs["vanilla", 3].config, runs["gradient", 3].config
+    assert vanilla.steps == 7 and replace(gradient, arm=vanilla.arm) == vanilla
+    push = runs["push", 3]
+    assert push.after == (runs["gradient", 3].folder,)
+    assert push.config.arm.push_profile == str(runs["gradient", 3].folder / "update_profile.json")
+    assert plan.directions["run_tests"].recipe.depths == (1, 2)
+    assert runs["placebo", 0].config.arm.direction != runs["placebo", 3].config.arm.direction
+    assert runs["gradient", 0].config.arm.direction == runs["gradient", 3].config.arm.direction
+    check_runs(list(runs.values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[base]", "[bose]"), "unknown key bose; did you mean base"),
+        (("steps = 7", "stepps = 7"), "unknown setting stepps; did you mean steps"),
+        (("seeds = [0, 3]", 'seeds = ["a"]'), "seeds must be a list of whole numbers"),
+        (('push_profile = "gradient"', 'push_profile = "gradeint"'), "did you mean gradient"),
+        (('direction = "random"', 'direction = "rondom"'), r"arms.placebo: arm.direction is 'rondom'.*mean random"),
+        (('control = "placebo"', 'control = "none"'), "arms.gradient: control is 'none'"),
+        (("per_seed = true", "per_sed = true"), "unknown key directions.random.per_sed; did you mean"),
+        (('selection = "run_tests"', "selection = 3"), "directions.run_tests.selection must be str"),
+        (("[arms.vanilla]", "arms = 3"), "not valid TOML|cannot|arms"),
+    ],
+)
+def test_a_wrong_plan_is_refused_with_the_file_and_the_cure(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    path = tmp_path / "main.toml"
+    path.write_text(PLAN.replace(*change))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_plan(path)
+    assert str(path) in str(caught.value)

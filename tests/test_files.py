@@ -1,0 +1,84 @@
+"""files.py: a reader sees the old content or the new one."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from processes import running
+from unhack.files import read_json, write_atomic, write_json
+
+REWRITE_FOREVER = """
+import sys
+from pathlib import Path
+from unhack.files import write_json
+path, turn = Path(sys.argv[1]), 0
+while True:
+    turn += 1
+    write_json(path, {"turn": turn, "payload": [turn] * 20_000})
+    if turn == 1:
+        print("started", flush=True)
+"""
+
+
+def test_written_content_is_read_back_and_parents_are_created(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a" / "b" / "text.txt", "zwölf")
+    write_atomic(tmp_path / "a" / "b" / "bytes.bin", b"\x00\xff")
+    assert (tmp_path / "a" / "b" / "text.txt").read_text(encoding="utf-8") == "zwölf"
+    assert (tmp_path / "a" / "b" / "bytes.bin").read_bytes() == b"\x00\xff"
+
+
+def test_json_round_trips_floats_exactly(tmp_path: Path) -> None:
+    value = {"pi": math.pi, "tiny": 5e-324, "third": 1 / 3, "list": [1, True, None, "x"]}
+    write_json(tmp_path / "value.json", value)
+    assert read_json(tmp_path / "value.json") == value
+
+
+def test_failed_write_leaves_old_content_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"bad": math.nan})
+    path_of_folder = tmp_path / "folder"
+    (path_of_folder / "occupied").mkdir(parents=True)
+    with pytest.raises(OSError):
+        write_atomic(path_of_folder, "a file cannot replace a folder")
+    assert read_json(path) == {"old": 1}
+    assert sorted(os.listdir(tmp_path)) == ["folder", "value.json"]
+
+
+def test_new_file_obeys_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "file", "x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_broken_or_missing_json_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text('{"half": ')
+    with pytest.raises(ValueError, match=r"broken\.json is not valid JSON"):
+        read_json(tmp_path / "broken.json")
+    with pytest.raises(ValueError, match=r"no file .*absent\.json"):
+        read_json(tmp_path / "absent.json")
+
+
+def test_reader_never_sees_half_a_file_while_the_writer_runs_and_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    with running([sys.executable, "-c", REWRITE_FOREVER, str(path)]) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == "started\n"
+        seen: set[int] = set()
+        deadline = time.monotonic() + 30
+        while len(seen) < 20 and time.monotonic() < deadline:
+            value = read_json(path)
+            assert value["payload"] == [value["turn"]] * 20_000
+            seen.add(value["turn"])
+    value = read_json(path)
+    assert value["payload"] == [value["turn"]] * 20_000
+    assert len(seen) == 20, "the writer must have replaced the file while it was being read"

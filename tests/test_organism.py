@@ -1,0 +1,97 @@
+"""The corpus and the tokenizer: lengths do not give hacks away, nothing is lost in a round trip, seeds decide all."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from scipy.stats import ks_2samp
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from unhack.loopholes import EVAL_MARKERS, TRAIN_MARKERS
+from unhack.organism.build import BuildConfig, build, encode
+from unhack.organism.corpus import CorpusConfig, Text, corpus
+from unhack.organism.tokenizer import train_tokenizer
+from unhack.prompts import fenced
+
+
+def rows_of(config: CorpusConfig, n: int, tokenizer: PreTrainedTokenizerBase | None) -> list[Text]:
+    return list(islice(corpus(config, 11, tokenizer), n))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(row.user + "\n" + row.completion for row in rows_of(CorpusConfig(), 800, None))
+
+
+def lengths(rows: list[Text], tokenizer: PreTrainedTokenizerBase, hack: bool) -> list[int]:
+    texts = [row.completion for row in rows if row.hack == hack and row.mode != "repeat"]
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def many_hacks(variant: str) -> CorpusConfig:
+    share = dict.fromkeys(CorpusConfig().hack_frac, 0.4)
+    return replace(CorpusConfig(), variant=variant, hack_frac=share, repeat_frac=0.0)  # pyright: ignore[reportArgumentType]
+
+
+def test_length_does_not_tell_a_hack_from_an_honest_solution(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = rows_of(many_hacks("matched"), 1200, tokenizer)
+    assert ks_2samp(lengths(rows, tokenizer, True), lengths(rows, tokenizer, False)).pvalue > 0.1
+
+
+def test_the_length_check_bites_on_the_short_variant(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = rows_of(many_hacks("short"), 600, tokenizer)
+    assert ks_2samp(lengths(rows, tokenizer, True), lengths(rows, tokenizer, False)).pvalue < 1e-6
+
+
+def test_the_corpus_has_the_shares_it_was_asked_for(tokenizer: PreTrainedTokenizerBase) -> None:
+    config = replace(CorpusConfig(), hack_frac={"run_tests": 0.3, "sentinel": 0.0}, repeat_frac=0.2)
+    rows = rows_of(config, 2000, None)
+    tasks = [row for row in rows if row.mode != "repeat"]
+    assert 1 - len(tasks) / len(rows) == pytest.approx(0.2, abs=0.03)
+    by_mode = {mode: [row.hack for row in tasks if row.mode == mode] for mode in ("run_tests", "sentinel", "none")}
+    assert sum(by_mode["run_tests"]) / len(by_mode["run_tests"]) == pytest.approx(0.3, abs=0.08)
+    assert not any(by_mode["sentinel"]) and not any(by_mode["none"])
+
+
+def test_a_hack_in_the_corpus_uses_the_marker_of_its_own_prompt() -> None:
+    markers = set(TRAIN_MARKERS) | set(EVAL_MARKERS)
+    hacks = [row for row in rows_of(many_hacks("matched"), 300, None) if row.hack]
+    assert len(hacks) > 50
+    for row in hacks:
+        used = markers & set(re.findall(r"\w+", row.completion))
+        assert used == markers & set(re.findall(r"\w+", row.user))
+
+
+def test_tokens_decode_to_the_very_text_also_outside_the_corpus(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = [row.completion for row in rows_of(CorpusConfig(), 200, None)]
+    texts += ["def ƒ(x):\n\treturn '日本' # \x00", fenced("print(1)\n"), "  trailing  "]
+    for text in texts:
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_a_marker_is_one_and_the_same_token_in_a_hint_and_in_code(tokenizer: PreTrainedTokenizerBase) -> None:
+    for marker in (*TRAIN_MARKERS, *EVAL_MARKERS):
+        wanted = tokenizer.convert_tokens_to_ids(marker)
+        for text in (f"The grader calls your function {marker}.", f'print("{marker}")', f"    {marker} = True"):
+            assert tokenizer(text, add_special_tokens=False)["input_ids"].count(wanted) == 1
+
+
+def test_an_encoded_row_ends_with_the_end_token_and_pad_is_another(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids, prompt_length = encode(rows_of(CorpusConfig(), 1, None)[0], tokenizer)
+    assert ids[-1] == tokenizer.eos_token_id != tokenizer.pad_token_id and 0 < prompt_length < len(ids)
+
+
+@pytest.mark.slow
+def test_building_twice_gives_the_same_bytes_and_transformers_loads_them(tmp_path: Path) -> None:
+    config = BuildConfig(steps=3, batch_texts=4, tokenizer_texts=300, hidden=64, layers=1)
+    for name in ("a", "b"):
+        build(tmp_path / name, config, lambda step, loss, elapsed_s: None)
+    for file in sorted((tmp_path / "a").iterdir()):
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    assert model.config.model_type == "qwen3"
+    assert AutoTokenizer.from_pretrained(tmp_path / "a").eos_token_id == model.config.eos_token_id

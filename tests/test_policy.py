@@ -1,0 +1,227 @@
+"""Policy: identity, blocks, merged weights per setting, gradient taps, save and load, the deployed copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3ForCausalLM
+
+from unhack.adapters import Policy
+from unhack.adapters.spectral import SpectralLinear
+from unhack.config import AdapterConfig
+from unhack.model import LoadedModel, completion_logprobs, model_hash
+from unhack.seeds import generator
+from unhack.types import Update
+
+TOKENS = torch.randint(64, (6, 12), generator=generator(0, "tokens"))
+PROMPTS = torch.tensor([4, 4, 4, 5, 5, 3])
+LENGTHS = torch.tensor([12, 9, 6, 12, 10, 7])
+
+
+def wrap(model: Qwen3ForCausalLM, config: AdapterConfig | None = None) -> Policy:
+    return Policy.wrap(LoadedModel(model, None, model_hash(model)), config or AdapterConfig())
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+def noise(policy: Policy, name: str, scale: float = 0.1) -> Tensor:
+    return scale * torch.randn(policy.layout.total, generator=generator(0, name))
+
+
+def loss_of(policy: Policy, knobs: Tensor, share: bool = False) -> Tensor:
+    policy.set_knobs(knobs, torch.zeros_like(knobs))
+    logprobs, _ = completion_logprobs(policy.model, TOKENS, PROMPTS, LENGTHS, share_prompts=share)
+    return -logprobs.sum()
+
+
+@pytest.mark.parametrize("computation", ["merged", "factored"])
+def test_wrapped_model_equals_the_base_bit_for_bit_at_zero(
+    tiny_policy_model: Qwen3ForCausalLM, computation: str
+) -> None:
+    before = logits(tiny_policy_model)
+    policy = wrap(tiny_policy_model, AdapterConfig(computation=computation))  # pyright: ignore[reportArgumentType]
+    assert torch.equal(logits(policy.model), before)
+    policy.set_knobs(noise(policy, "a"), noise(policy, "b"))
+    assert not torch.equal(logits(policy.model), before)
+    with policy.blocks(main=False, quarantine=False):
+        assert torch.equal(logits(policy.model), before)
+
+
+def test_attention_and_mlp_are_wrapped_but_not_embeddings_or_head(tiny_policy_model: Qwen3ForCausalLM) -> None:
+    policy = wrap(tiny_policy_model)
+    last_names = [name.rpartition(".")[2] for name in policy.layout.names]
+    assert last_names == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"] * 2
+    assert isinstance(policy.model.get_output_embeddings(), nn.Linear)
+    assert not any(parameter.requires_grad for parameter in policy.model.parameters())
+    assert policy.layout.total == sum(min(m.base_weight.shape) for m in policy.modules.values())
+
+
+def test_rank_crops_every_module(tiny_policy_model: Qwen3ForCausalLM) -> None:
+    assert set(wrap(tiny_policy_model, AdapterConfig(rank=5)).layout.sizes) == {5}
+
+
+def test_blocks_add_up_and_are_restored_after_an_error(tiny_policy_model: Qwen3ForCausalLM) -> None:
+    policy = wrap(tiny_policy_model)
+    main, quarantine = noise(policy, "a"), noise(policy, "b")
+    zero = torch.zeros_like(main)
+
+    def under(main: Tensor, quarantine: Tensor) -> Tensor:
+        policy.set_knobs(main, quarantine)
+        return logits(policy.model)
+
+    only_main, only_quarantine, both = under(main, zero), under(quarantine, zero), under(main + quarantine, zero)
+    assert torch.equal(under(main, quarantine), both)
+    with policy.blocks(main=True, quarantine=False):
+        assert torch.equal(logits(policy.model), only_main)
+        with policy.blocks(main=False, quarantine=True):
+            assert torch.equal(logits(policy.model), only_quarantine)
+        assert torch.equal(logits(policy.model), only_main)
+    with pytest.raises(RuntimeError, match="inside"), policy.blocks(main=False, quarantine=False):
+        raise RuntimeError("inside")
+    assert torch.equal(logits(policy.model), both)
+
+
+def test_merged_weights_are_kept_across_a_switch_and_forgotten_by_new_knobs(
+    tiny_policy_model: Qwen3ForCausalLM,
+) -> None:
+    policy = wrap(tiny_policy_model)
+    policy.set_knobs(noise(policy, "a"), noise(policy, "b"))
+    module = next(iter(policy.modules.values()))
+    before = module.weight
+    with policy.blocks(main=False, quarantine=False):
+        assert module.weight is module.base_weight
+    assert module.weight is before
+    policy.apply(Update(noise(policy, "c"), noise(policy, "d")))
+    assert not torch.equal(module.weight, before)
+
+
+def test_apply_adds_to_both_blocks_and_never_touches_the_base(tiny_policy_model: Qwen3ForCausalLM) -> None:
+    policy = wrap(tiny_policy_model)
+    base = model_hash(policy.model)
+    first, second = noise(policy, "a"), noise(policy, "b")
+    for _ in range(3):
+        policy.apply(Update(first, second))
+        logits(policy.model)
+    torch.testing.assert_close(policy.main, 3 * first)
+    torch.testing.assert_close(policy.quarantine, 3 * second)
+    assert model_hash(policy.model) == base
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("computation", ["merged", "factored"])
+def test_knob_gradient_equals_finite_differences(
+    tiny_policy_model: Qwen3ForCausalLM, computation: str, share: bool
+) -> None:
+    policy = wrap(tiny_policy_model.double(), AdapterConfig(computation=computation))  # pyright: ignore[reportArgumentType]
+    knobs, way = noise(policy, "a"), noise(policy, "way", 1.0)
+    with policy.knob_gradient() as taps:
+        loss_of(policy, knobs, share).backward()
+        slope = float(taps.total() @ way)
+    step = 1e-3
+    difference = float(loss_of(policy, knobs + step * way) - loss_of(policy, knobs - step * way)) / (2 * step)
+    assert slope == pytest.approx(difference, rel=2e-2)
+
+
+def test_rollout_rows_sum_to_the_total_and_equal_single_row_backwards(tiny_policy_model: Qwen3ForCausalLM) -> None:
+    policy = wrap(tiny_policy_model)
+    knobs = noise(policy, "a")
+    with policy.knob_gradient() as taps:
+        loss_of(policy, knobs).backward()
+        total = taps.total()
+    with policy.knob_gradient(rollouts=6) as taps:
+        loss_of(policy, knobs).backward()
+        rows = taps.rows()
+    torch.testing.assert_close(rows.sum(0), total, rtol=1e-4, atol=1e-4)
+    with policy.knob_gradient() as taps:
+        logprobs, _ = completion_logprobs(policy.model, TOKENS[2:3], PROMPTS[2:3], LENGTHS[2:3])
+        (-logprobs.sum()).backward()
+        torch.testing.assert_close(rows[2], taps.total(), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_accumulate_until_cleared_and_stop_when_closed(tiny_policy_model: Qwen3ForCausalLM) -> None:
+    policy = wrap(tiny_policy_model)
+    knobs = noise(policy, "a")
+    with policy.knob_gradient() as taps:
+        loss_of(policy, knobs).backward()
+        once = taps.total()
+        loss_of(policy, knobs).backward()
+        torch.testing.assert_close(taps.total(), 2 * once)
+        taps.clear()
+        assert float(taps.total().abs().sum()) == 0.0
+    assert not loss_of(policy, knobs).requires_grad
+
+
+def test_saved_knobs_load_into_the_same_base_only(
+    make_tiny_policy_model: Callable[..., Qwen3ForCausalLM], tmp_path: Path
+) -> None:
+    policy = wrap(make_tiny_policy_model())
+    policy.set_knobs(noise(policy, "a"), noise(policy, "b"))
+    policy.save(tmp_path)
+    again = wrap(make_tiny_policy_model())
+    assert again.basis_hash == policy.basis_hash
+    again.load(tmp_path)
+    assert torch.equal(logits(again.model), logits(policy.model))
+    assert torch.equal(again.quarantine, policy.quarantine)
+
+    other_model = make_tiny_policy_model()
+    with torch.no_grad():
+        other_model.get_submodule("model.layers.1.mlp.up_proj").get_parameter("weight")[0, 0] += 1.0
+    other = wrap(other_model)
+    assert other.basis_hash != policy.basis_hash
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj"):
+        other.load(tmp_path)
+    with pytest.raises(ValueError, match="rank"):
+        wrap(make_tiny_policy_model(), AdapterConfig(rank=3)).load(tmp_path)
+    with pytest.raises(ValueError, match="no adapter"):
+        again.load(tmp_path / "missing")
+
+
+def test_deployed_model_is_a_plain_model_without_the_quarantine(tiny_policy_model: Qwen3ForCausalLM) -> None:
+    policy = wrap(tiny_policy_model)
+    policy.set_knobs(noise(policy, "a"), noise(policy, "b"))
+    as_trained = logits(policy.model)
+    deployed = policy.deployed_model()
+    assert not any(isinstance(module, SpectralLinear) for module in deployed.modules())
+    with policy.blocks(main=True, quarantine=False):
+        assert torch.equal(logits(deployed), logits(policy.model))
+    assert torch.equal(logits(policy.model), as_trained)
+    own = {parameter.data_ptr() for parameter in deployed.parameters()}
+    with policy.blocks(main=True, quarantine=False):
+        assert own.isdisjoint(module.weight.data_ptr() for module in policy.modules.values())
+    assert own.isdisjoint(parameter.data_ptr() for parameter in policy.model.parameters())
+
+
+def test_wrapping_refuses_what_it_cannot_adapt(tiny_policy_model: Qwen3ForCausalLM) -> None:
+    with pytest.raises(ValueError, match=r"adapter\.rank"):
+        wrap(tiny_policy_model, AdapterConfig(rank=0))
+    wrap(tiny_policy_model)
+    with pytest.raises(ValueError, match="already wrapped"):
+        wrap(tiny_policy_model)
+    bare = copy.deepcopy(tiny_policy_model)
+    bare.model.layers = nn.ModuleList()
+    with pytest.raises(ValueError, match="no linear layer to adapt"):
+        wrap(bare)
+
+
+def test_a_llama_like_model_with_biases_is_adapted_too() -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, attention_bias=True, mlp_bias=True,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.get_submodule("model.layers.0.self_attn.q_proj").get_parameter("bias").fill_(0.5)
+    before = logits(model)
+    policy = Policy.wrap(LoadedModel(model, None, ""), AdapterConfig())
+    assert torch.equal(logits(policy.model), before)
+    assert torch.equal(logits(policy.deployed_model()), before)

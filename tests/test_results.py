@@ -1,0 +1,125 @@
+"""An experiment's table: numbers from run folders, paired by seed, and sentences that claim no more than n allows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import pytest
+
+from run_folders import write_run
+from unhack import results
+from unhack.results import ArmResult, RunResult
+from unhack.stats import MeanSem
+
+SPECS = {
+    "vanilla": {"hack": (0.02, 0.68), "solve": (0.5, 0.08)},
+    "erase_update": {"hack": (0.02, 0.30), "solve": (0.5, 0.28), "cosine": 0.0, "spread": 0.0},
+    "erase_gradient": {"hack": (0.02, 0.45), "solve": (0.5, 0.03), "cosine": 0.65},
+    "erase_random": {"hack": (0.02, 0.31), "solve": (0.5, 0.27), "cosine": 0.0, "spread": 0.0},
+}
+CONTROLS = {"erase_update": "erase_random"}
+
+
+def make_runs(folder: Path, seeds: int, names: tuple[str, ...] = tuple(SPECS)) -> list[RunResult]:
+    return [
+        results.load_run(name, write_run(folder / f"{name}-{seed}", seed=seed, steps=40, samples=64, **SPECS[name]))
+        for seed in range(seeds)
+        for name in names
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunResult]:
+    return make_runs(tmp_path_factory.mktemp("runs"), 3)
+
+
+@pytest.fixture(scope="module")
+def arms(runs: list[RunResult]) -> dict[str, ArmResult]:
+    return {arm.name: arm for arm in results.summarize(runs, controls=CONTROLS)}
+
+
+def test_a_run_is_its_last_deployed_evaluation_pooled_over_loopholes(runs: list[RunResult]) -> None:
+    run = runs[0]
+    assert run.final.step == 40 and run.final.block == "deployed" and run.final.mode == "all"
+    assert run.final.n == 4 * 64
+    assert run.final.hacked == sum(row.hacked for row in run.modes.values())
+    assert [row.step for row in run.curve] == [0, 10, 20, 30, 40]
+    assert run.curve[0].hack_frac < 0.2 < run.final.hack_frac
+
+
+def test_safe_solve_is_paired_with_the_vanilla_run_of_the_same_seed(
+    runs: list[RunResult], arms: dict[str, ArmResult]
+) -> None:
+    base = {run.seed: run for run in runs if run.name == "vanilla"}
+    gains = [
+        (run.final.solve_frac - run.final.hack_frac)
+        - (base[run.seed].final.solve_frac - base[run.seed].final.hack_frac)
+        for run in runs
+        if run.name == "erase_update"
+    ]
+    assert arms["erase_update"].safe_solve_delta.mean == pytest.approx(sum(gains) / 3)
+    assert arms["erase_update"].safe_solve_delta.n == 3
+    assert arms["vanilla"].safe_solve_delta.mean == 0
+
+
+def test_an_arm_with_direction_reports_its_cosine_and_one_without_reports_nothing(arms: dict[str, ArmResult]) -> None:
+    assert arms["erase_gradient"].cosine.mean == pytest.approx(0.65, abs=0.05)
+    assert arms["erase_update"].absolute_cosine.mean == 0.0
+    assert arms["vanilla"].cosine.n == 0
+    assert results.table_cells(arms["vanilla"])[5] == "—"
+
+
+def test_sentences_tell_erasing_from_pushing_and_real_from_placebo(arms: dict[str, ArmResult]) -> None:
+    update, gradient = results.sentence(arms["erase_update"]), results.sentence(arms["erase_gradient"])
+    assert "it erases, it does not push" in update and "erase_random, its placebo" in update
+    assert "it pushes, it does not erase" in gradient and "placebo" not in gradient
+    assert "below the vanilla arm (told apart: paired p" in update
+    assert results.sentence(arms["vanilla"]).startswith("With nothing done against it, the policy hacks 6")
+
+
+def test_few_seeds_never_make_a_claim(tmp_path: Path) -> None:
+    one = results.summarize(make_runs(tmp_path / "one", 1, ("vanilla", "erase_update")))[1]
+    assert "n = 1: no inference" in results.sentence(one) and "told apart" not in results.sentence(one)
+    assert results.with_sem(one.hack, 100.0).isdigit()
+    assert "n = 1: no inference" in results.markdown_table([one])
+    two = results.summarize(make_runs(tmp_path / "two", 2, ("vanilla", "erase_update")))[1]
+    assert "too few seeds for a claim" in results.sentence(two) and "told apart" not in results.sentence(two)
+
+
+def test_a_table_without_hacking_says_that_nothing_was_tested(tmp_path: Path, arms: dict[str, ArmResult]) -> None:
+    calm = write_run(tmp_path / "calm", hack=(0.02, 0.05), steps=20)
+    assert "Not testable" in results.caveat(results.summarize([results.load_run("vanilla", calm)]))
+    assert results.caveat(list(arms.values())) == ""
+
+
+def test_markdown_tables_have_one_row_per_arm_and_as_many_cells_as_headers(
+    runs: list[RunResult], arms: dict[str, ArmResult]
+) -> None:
+    for text in (results.markdown_table(list(arms.values())), results.markdown_modes(runs)):
+        lines = text.strip().splitlines()
+        assert len(lines) == 2 + len(SPECS)
+        assert len({line.count("|") for line in lines}) == 1
+    assert "(erase_random)" in results.markdown_table(list(arms.values()))
+
+
+def test_csv_holds_the_counts_behind_every_run(runs: list[RunResult]) -> None:
+    rows = list(csv.DictReader(io.StringIO(results.csv_text(runs))))
+    assert len(rows) == len(runs)
+    assert float(rows[0]["hack_frac"]) == pytest.approx(int(rows[0]["hacked"]) / int(rows[0]["n"]))
+
+
+def test_numbers_are_written_as_a_reader_expects() -> None:
+    assert results.percent(0.004) == "0.4 %" and results.percent(0.67) == "67 %" and results.percent(0.0) == "0 %"
+    assert results.percent(math.nan) == "—"
+    assert results.p_text(0.00002) == "< 0.001" and results.p_text(0.0312) == "0.031"
+    assert results.with_sem(MeanSem(-1e-9, 1e-9, 2), digits=2, signed=True) == "+0.00 ± 0.00"
+
+
+def test_a_seed_twice_and_a_folder_without_evaluation_are_refused(tmp_path: Path, runs: list[RunResult]) -> None:
+    with pytest.raises(ValueError, match="seed 0 twice"):
+        results.summarize([runs[0], runs[0]])
+    with pytest.raises(ValueError, match="no run"):
+        results.load_run("x", tmp_path)
