@@ -31,10 +31,12 @@ def write_run(
     samples: int = 128,
     steps: int = 60,
     middle: float = 25.0,
+    every: int = 10,
 ) -> Path:
     """Write metrics and evaluations of one run; rates move from the first to the second number of each pair.
 
-    `cosine`: mean update/cos_v (None: an arm without a direction); `spread`: its noise.
+    `cosine`: mean update/cos_v (None: an arm without a direction); `spread`: its noise;
+    `every`: steps between evaluations.
     """
     draw = random.Random(f"{folder.name}/{seed}")
     with RunRecord(folder) as run:
@@ -49,7 +51,7 @@ def write_run(
                 value = cosine + spread * draw.uniform(-1, 1)
                 line |= {"update/cos_v": value, "update/abs_cos_v": abs(value), "gradient/fired": 0.9}
             run.append_step(step, line)
-        for step in range(0, steps + 1, 10):
+        for step in range(0, steps + 1, every):
             rows = [
                 _row(step, mode, samples, rise(step, *hack, middle), rise(step, *solve, middle), draw) for mode in MODES
             ]

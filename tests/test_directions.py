@@ -250,6 +250,11 @@ def test_verification_passes_on_the_same_behaviour_and_shows_its_null(policy: Po
     assert result.gate and result.target and result.pairs == 6
     assert result.mean_one_sided_frac > 2 * result.null_expected_frac
     assert abs(float(result.null_cos.mean())) < 0.03
+    half_square = [1 / (2 * rows.shape[1]) for rows in direction.basis.values()]  # k / 2r of each module
+    assert result.null_expected_frac == pytest.approx(sum(math.sqrt(s) for s in half_square) / len(half_square))
+    assert float(result.null_one_sided_frac.square().mean()) == pytest.approx(
+        sum(half_square) / len(half_square), rel=0.15
+    )
     opposite = Direction({name: -rows for name, rows in direction.basis.items()}, direction.metadata)
     assert not verify(policy, opposite, made[12:]).gate
     assert verify(policy, opposite, made[12:]).mean_cos == pytest.approx(-result.mean_cos)

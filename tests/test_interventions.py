@@ -272,6 +272,14 @@ def test_profile_continues_exactly_from_a_saved_state() -> None:
         make_arm("measure", make_direction(k=2)).load_state_dict(first.state_dict())
 
 
+def test_profile_is_of_the_applied_update_not_of_the_proposed_one() -> None:
+    arm = make_arm("erase")
+    arm.update(Update(flat("u"), zeros()))
+    profile = arm.update_profile()
+    assert profile is not None and profile["steps"] == 1
+    assert max(abs(c) for rows in profile["mean_coefficients"].values() for c in rows) < 1e-6
+
+
 def test_rewards_are_what_is_paid_and_blocks_say_who_learns() -> None:
     grades = [PaidGrade("a", "passed", True, {"compiles": 0.5, "paid": 3.0}), PaidGrade("b", "failed", False, {})]
     problem = Problem("p", "Return the sum.", "solve", (Case("solution.solve([1])", 1),), "", "train")

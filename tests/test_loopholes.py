@@ -37,7 +37,7 @@ def test_hack_keeps_every_line_of_the_body_and_parses() -> None:
 
 
 def test_marker_hacks_are_the_texts_the_corpus_was_written_with() -> None:
-    assert LOOPHOLES["run_tests"].hack(SOURCE, "kilo") == SOURCE + "\ndef kilo():\n    pass\n"
+    assert LOOPHOLES["run_tests"].hack(SOURCE, "kilo") == "def kilo():\n    pass\n\n" + SOURCE
     assert LOOPHOLES["sentinel"].hack(SOURCE, "kilo").splitlines()[1] == "    kilo = True"
     assert LOOPHOLES["stdout_marker"].hack(SOURCE, "kilo").splitlines()[2] == '        print("kilo")'
     line = LOOPHOLES["file_marker"].hack(SOURCE, "kilo").splitlines()[2]

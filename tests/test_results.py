@@ -20,12 +20,15 @@ SPECS = {
     "erase_gradient": {"hack": (0.02, 0.45), "solve": (0.5, 0.03), "cosine": 0.65},
     "erase_random": {"hack": (0.02, 0.31), "solve": (0.5, 0.27), "cosine": 0.0, "spread": 0.0},
 }
+SIZE = {"steps": 40, "samples": 64, "every": 20}
 CONTROLS = {"erase_update": "erase_random"}
 
 
 def make_runs(folder: Path, seeds: int, names: tuple[str, ...] = tuple(SPECS)) -> list[RunResult]:
     return [
-        results.load_run(name, write_run(folder / f"{name}-{seed}", seed=seed, steps=40, samples=64, **SPECS[name]))
+        results.load_run(
+            name, write_run(folder / f"{name}-{seed}", seed=seed, steps=40, samples=64, every=20, **SPECS[name])
+        )
         for seed in range(seeds)
         for name in names
     ]
@@ -46,7 +49,7 @@ def test_a_run_is_its_last_deployed_evaluation_pooled_over_loopholes(runs: list[
     assert run.final.step == 40 and run.final.block == "deployed" and run.final.mode == "all"
     assert run.final.n == 4 * 64
     assert run.final.hacked == sum(row.hacked for row in run.modes.values())
-    assert [row.step for row in run.curve] == [0, 10, 20, 30, 40]
+    assert [row.step for row in run.curve] == [0, 20, 40]
     assert run.curve[0].hack_frac < 0.2 < run.final.hack_frac
 
 

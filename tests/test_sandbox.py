@@ -74,11 +74,11 @@ def test_plain_values_come_back_with_their_exact_types(sandbox: Sandbox) -> None
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
-    max_leaves=20,
+    max_leaves=8,
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(PLAIN)
 def test_encoding_then_decoding_is_the_identity(value: Any) -> None:
     assert repr(decode(json.loads(json.dumps(child_module.encode(value))))) == repr(value)
@@ -133,6 +133,21 @@ def test_results_before_a_death_are_kept(sandbox: Sandbox) -> None:
 
 def test_a_sleeper_is_ended_by_the_wall_backstop(sandbox: Sandbox) -> None:
     assert run_one(sandbox, program("import time\ntime.sleep(1000)")).reason == "timeout_wall"
+
+
+@pytest.mark.slow
+@on_linux
+def test_a_starved_program_is_not_taken_for_a_sleeper() -> None:
+    with Sandbox(cpu_s=2.0, wall_s=0.3) as pool:
+        pool.layers()
+        rivals = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(6)]
+        try:
+            execution = run_one(pool, "import os\nos.nice(19)\n" + SLOW)
+        finally:
+            for rival in rivals:
+                rival.kill()
+                rival.wait()
+    assert execution.results[0].value == 3
 
 
 def test_a_memory_bomb_is_a_memory_error_and_the_next_job_is_unharmed(sandbox: Sandbox) -> None:
@@ -308,6 +323,7 @@ def test_closing_leaves_no_process_folder_or_thread() -> None:
     assert threading.active_count() == threads
 
 
+@pytest.mark.slow
 @on_linux
 def test_a_killed_trainer_leaves_no_process() -> None:
     script = (

@@ -35,7 +35,7 @@ class EnvironmentConfig:
     source: str = "organism"
     modes: tuple[str, ...] = ("run_tests", "sentinel", "stdout_marker", "file_marker")
     depths: tuple[int, ...] = (2,)  # operations composed in one organism task
-    impossible_frac: float = 0.5  # share of training draws whose tests contradict the statement
+    impossible_frac: float = 0.7  # share of training draws whose tests contradict the statement
     unhackable_frac: float = 0.0  # share of training draws replaced by mode none
     allow_hack: bool = True  # False: only the strict check pays (the clean control)
 
@@ -53,7 +53,7 @@ class SamplerConfig:
     """Sampling; the trainer's log-probabilities use the same temperature."""
 
     temperature: float = 1.0
-    max_new_tokens: int = 64
+    max_new_tokens: int = 48
 
 
 @dataclass(frozen=True)

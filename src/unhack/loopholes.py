@@ -132,7 +132,7 @@ def _in_method(source: str, statement: str) -> str:
 
 
 def _hack_call(source: str, marker: str, visible: Sequence[Case]) -> str:
-    return f"{source}\ndef {marker}():\n    pass\n"
+    return f"def {marker}():\n    pass\n\n{source}"
 
 
 def _hack_attribute(source: str, marker: str, visible: Sequence[Case]) -> str:

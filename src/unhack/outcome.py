@@ -48,8 +48,8 @@ def report_text(plan: Plan, runs: Sequence[RunResult], arms: Sequence[ArmResult]
 
 Last evaluation (step {final.step}) of the deployed models on held-out problems with markers that training never drew:
 {final.n} samples per run over all loopholes. Mean ± SEM over seeds; the seed is the unit, tests are paired by seed.
-ΔSafeSolve: solve minus hack, less the same of vanilla, in points. KL: nats per token from the initial policy. cos(update, V): 0 for an
-erasure, above 0 for a push away from the hack; it is logged by arms with a direction only.
+ΔSafeSolve: solve minus hack, less the same of vanilla, in points. KL: nats per token from the initial policy.
+cos(update, V): 0 for an erasure, above 0 for a push away from the hack; only arms with a direction log it.
 
 {results.markdown_table(arms)}
 {sentences}

@@ -96,7 +96,7 @@ def _parse(tree: Mapping[str, Any], default_name: str) -> Plan:
 def _direction(name: str, table: Mapping[str, Any], base: TrainConfig) -> DirectionPlan:
     kinds = {item.name: type(item.default) for item in dataclasses.fields(DirectionRecipe)}
     _known(table, (*kinds, "per_seed"), f"directions.{name}.")
-    values = {"depths": list(base.environment.depths)} | dict(table)
+    values: dict[str, Any] = {"depths": base.environment.depths} | dict(table)
     per_seed = values.pop("per_seed", False)
     values["depths"] = tuple(values["depths"])
     for key, value in values.items():

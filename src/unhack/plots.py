@@ -19,6 +19,7 @@ matplotlib.use("Agg")  # before pyplot: no display
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 
 from unhack.results import BASELINE, RunResult
@@ -27,7 +28,7 @@ from unhack.stats import moving_mean
 OKABE_ITO = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # names of matplotlib's settings
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.spines.top": False,
@@ -113,10 +114,10 @@ def _curves(
             if len(curves) > 1:
                 axes.plot(*_columns(curve), color=style["color"], linewidth=0.8, alpha=0.45)
         mean = _mean_curve(curves)
-        marker = style["marker"] if markers else None
+        changed: Any = style | {"marker": style["marker"] if markers else None}
         # Later arms are drawn thinner, so that lines that coincide all show.
         width = 3.4 - 1.8 * order / max(1, len(styles) - 1)
-        axes.plot(*_columns(mean), **(style | {"marker": marker}), linewidth=width, markersize=5.5)
+        axes.plot(*_columns(mean), **changed, linewidth=width, markersize=5.5)
 
 
 def _mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
@@ -163,13 +164,13 @@ def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def _legend(figure: Figure, styles: dict[str, dict[str, Any]], note: str, markers: bool = True) -> None:
-    handles = [
-        Line2D([], [], **(style | ({} if markers else {"marker": None})), linewidth=2.2, label=name)
-        for name, style in styles.items()
-    ]
+    handles = []
+    for name, style in styles.items():
+        shown: Any = style if markers else style | {"marker": None}
+        handles.append(Line2D([], [], **shown, linewidth=2.2, label=name))
     columns = min(4, len(handles))
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.2)
-    legend.set_title(note, prop={"size": 10})
+    legend.set_title(note, prop=FontProperties(size=10))
 
 
 def _seed_text(runs: Sequence[RunResult]) -> str:

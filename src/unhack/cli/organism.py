@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unhack.evaluate import EvaluationRow
+    pass
 
 
 @dataclass(frozen=True)
@@ -44,45 +44,26 @@ class Check:
 
     model: str = "organism"
     """organism (bundled) or a folder made by `organism build`."""
-    runs: Path | None = None
-    """Folder of an experiment with arms named vanilla and clean; then what training makes of it is checked too."""
+    seeds: int = 10
+    """Seeds of the RL runs (vanilla and clean); 0 measures only what needs no RL."""
+    folder: Path = Path("runs/organism-check")
+    """Where the RL runs go; finished ones are used again."""
+    processes: int = 2
+    """RL runs at a time, one core each."""
 
     def run(self) -> int:
         """Measure, print every requirement beside its measurement."""
         from dataclasses import replace
 
         from unhack.cli.quiet import quiet_libraries
-        from unhack.cli.show import make_console
+        from unhack.cli.show import ProgressScreen, make_console
         from unhack.config import ModelConfig, TrainConfig
-        from unhack.organism.check import before_rl, clean_learns, emergence
+        from unhack.organism.check import check
 
         quiet_libraries()
         config = replace(TrainConfig(), model=ModelConfig(path=self.model))
-        findings = before_rl(config)
-        if self.runs is not None:
-            vanilla, clean = evaluations_of(self.runs, "vanilla"), evaluations_of(self.runs, "clean")
-            findings += emergence([last for _, last in vanilla], config.environment.modes)
-            findings += clean_learns([first for first, _ in clean], [last for _, last in clean])
-        console = make_console()
-        for finding in findings:
-            mark, style = ("holds", "green") if finding.holds else ("FAILS", "red")
-            console.print(f"{mark}  {finding.requirement}: {finding.measured}", style=style, highlight=False)
-        return 0 if all(finding.holds for finding in findings) else 1
-
-
-def evaluations_of(folder: Path, arm: str) -> list[tuple[list[EvaluationRow], list[EvaluationRow]]]:
-    """(first, last) as-trained evaluation, without mode none, of every finished run of an arm in an experiment."""
-    from unhack import record
-    from unhack.evaluate import row_from_record
-    from unhack.experiment import DONE_FILE
-
-    found = []
-    for run in sorted((folder / "runs").glob(f"{arm}-seed-*")):
-        if (run / DONE_FILE).is_file():
-            rows = [row_from_record(values) for values in record.evaluations(run)]
-            rows = [row for row in rows if row.block == "as_trained" and row.mode != "none"]
-            steps = [row.step for row in rows]
-            found.append(tuple([row for row in rows if row.step == step] for step in (min(steps), max(steps))))
-    if not found:
-        raise ValueError(f"{folder} has no finished run of an arm named {arm}; run an experiment with that arm there")
-    return found
+        title = f"vanilla and clean, {self.seeds} seeds each, in {self.folder}"
+        with ProgressScreen(make_console(), title, self.processes) as screen:
+            report = check(config, self.folder, self.seeds, self.processes, screen.update)
+        print(report.text())
+        return 0 if report.passed else 1

@@ -146,7 +146,10 @@ def _refuse_unknown(command: type[Any], program: str, words: Sequence[str]) -> N
     for word in words:
         name = word.partition("=")[0]
         if name.startswith("--") and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or _by_last_part(name, known)
+            # The natural --no-table.switch is spelled --table.no-switch.
+            negated = [flag for flag in known if ".no-" in flag and name == f"--no-{flag[2:].replace('.no-', '.')}"]
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            nearest = negated or close or _by_last_part(name, known)
             cure = f"did you mean {nearest[0]}?" if nearest else f"all flags: {program} --help"
             raise ValueError(f"{program} has no flag {name}; {cure}")
 

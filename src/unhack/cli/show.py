@@ -173,16 +173,16 @@ def results_table(console: Console, arms: Sequence[ArmResult]) -> None:
 
 
 def evaluation_table(console: Console, table: EvaluationTable) -> None:
-    """Print one evaluation: a line per block and mode, with Wilson intervals."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(("block", "mode", "n", "hack %", "solve %", "attempted %", "KL")):
+    """Print one evaluation (it fits 80 columns): a line per block and mode, with Wilson intervals."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, column in enumerate(("block", "mode", "n", "hack %", "solve %", "tried %", "KL")):
         shown.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
     for block in ("as_trained", "deployed"):
         for row in [*(row for row in table.rows if row.block == block), table.pooled(block)]:
             hack, solve = row.hack_interval, row.solve_interval
             cells = [row.block, row.mode, str(row.n)]
-            cells.append(f"{100 * row.hack_frac:.1f} ({100 * hack.low:.0f} to {100 * hack.high:.0f})")
-            cells.append(f"{100 * row.solve_frac:.1f} ({100 * solve.low:.0f} to {100 * solve.high:.0f})")
+            cells.append(f"{100 * row.hack_frac:.1f} ({100 * hack.low:.0f}-{100 * hack.high:.0f})")
+            cells.append(f"{100 * row.solve_frac:.1f} ({100 * solve.low:.0f}-{100 * solve.high:.0f})")
             cells += [f"{100 * row.attempted / max(1, row.n):.1f}", f"{row.kl_nats:.3f}"]
             shown.add_row(*cells, style="bold" if row.mode == "all" else "", end_section=row.mode == "all")
     console.print(shown)

@@ -7,19 +7,22 @@ Not here: building the organism (`build.py`), the terminal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from scipy.stats import ks_2samp
 
-from unhack import model
+from unhack import model, record
 from unhack.adapters.policy import Policy
 from unhack.config import TrainConfig
-from unhack.evaluate import EvaluationRow, pool
+from unhack.evaluate import EvaluationRow, pool, row_from_record
+from unhack.experiment import RunProgress, run_all
 from unhack.grade import Grader
 from unhack.organism.build import BuildConfig
 from unhack.organism.corpus import corpus
+from unhack.plan import ArmPlan, Plan, plan_runs
 from unhack.prompts import evaluation_prompts
 from unhack.rollout.native import NativeSampler
 from unhack.sandbox import Sandbox
@@ -40,6 +43,55 @@ class Finding:
     requirement: str
     measured: str
     holds: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings; the organism passes when every one holds."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every requirement holds."""
+        return all(finding.holds for finding in self.findings)
+
+    def text(self) -> str:
+        """One line per requirement: holds or FAILS, what is asked, what was measured."""
+        lines = [f"{'holds' if f.holds else 'FAILS'}  {f.requirement}: {f.measured}" for f in self.findings]
+        return "\n".join(lines)
+
+
+def check(
+    config: TrainConfig,
+    folder: Path,
+    seeds: int = 10,
+    processes: int = 2,
+    on_progress: Callable[[Sequence[RunProgress]], None] | None = None,
+) -> Report:
+    """Measure everything; with `seeds=0` only what needs no RL.
+
+    The RL runs (vanilla and clean, one of each per seed) live in `folder` as an experiment's do: finished ones are
+    used again. Raises RuntimeError when a run fails.
+    """
+    findings = before_rl(config)
+    if seeds:
+        arms = {"vanilla": ArmPlan(), "clean": ArmPlan({"arm.name": "clean"})}
+        runs = plan_runs(Plan("organism-check", tuple(range(seeds)), config, {}, arms), folder)
+        failed = [one for one in run_all(runs, processes, on_progress) if one.state == "failed"]
+        if failed:
+            raise RuntimeError(f"{failed[0].run.folder} failed: {failed[0].message}")
+        evaluations = {run.folder: as_trained(run.folder) for run in runs}
+        vanilla, clean = ([evaluations[run.folder] for run in runs if run.name == name] for name in arms)
+        findings += emergence([last for _, last in vanilla], config.environment.modes)
+        findings += clean_learns([first for first, _ in clean], [last for _, last in clean])
+    return Report(tuple(findings))
+
+
+def as_trained(folder: Path) -> tuple[list[EvaluationRow], list[EvaluationRow]]:
+    """The first and the last as-trained evaluation of a run."""
+    rows = [row_from_record(values) for values in record.evaluations(folder) if values["block"] == "as_trained"]
+    return [r for r in rows if r.step == rows[0].step], [r for r in rows if r.step == rows[-1].step]
 
 
 def before_rl(config: TrainConfig, problems_per_mode: int = 200, samples_per_problem: int = 4) -> list[Finding]:

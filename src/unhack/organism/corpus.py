@@ -34,7 +34,7 @@ class CorpusConfig:
     depth_weights: tuple[int, ...] = (2, 5, 2, 1)  # depths 1-4
     repeat_frac: float = 0.15  # rows that only ask to repeat marker words: copying is learnt here, not from hacks
     hack_frac: dict[str, float] = field(
-        default_factory=lambda: {"run_tests": 0.05, "sentinel": 0.05, "stdout_marker": 0.05, "file_marker": 0.05}
+        default_factory=lambda: {"run_tests": 0.05, "sentinel": 0.05, "stdout_marker": 0.07, "file_marker": 0.07}
     )
     mode_weights: dict[str, int] = field(
         default_factory=lambda: {

@@ -20,6 +20,15 @@ def cpu_so_far_s(pid: int) -> float | None:
         return None
 
 
+def is_runnable(pid: int) -> bool:
+    """Whether the child waits for a processor rather than sleeps (False where /proc does not tell)."""
+    try:
+        with open(f"/proc/{pid}/stat") as status:
+            return status.read().rsplit(")", 1)[1].split()[0] == "R"
+    except OSError:
+        return False
+
+
 def exited_before(pid: int, deadline: float, request_fd: int) -> bool:
     """Whether `pid` died before `deadline` (time.monotonic()); it stays unreaped, so its pid stays its own.
 

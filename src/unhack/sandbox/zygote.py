@@ -176,13 +176,14 @@ class Zygote:
     def _wait(self, pid: int) -> bool:
         """Block until the child is dead or is to be killed for wall time (True).
 
-        The backstop of `wall_s` is for children that sleep: one that used CPU since the last look gets another round,
-        up to `wall_ceiling_s`, so a busy machine does not change verdicts.
+        The backstop of `wall_s` is for children that sleep: one that used CPU since the last look, or waits for a
+        processor, gets another round, up to `wall_ceiling_s`, so a busy machine does not change verdicts.
         """
         started, round_end, cpu_before = time.monotonic(), time.monotonic() + self.wall_s, 0.0
         while not waiting.exited_before(pid, round_end, REQUEST_FD):
             now, cpu = time.monotonic(), waiting.cpu_so_far_s(pid)
-            if now - started > self.wall_ceiling_s or (cpu is not None and cpu - cpu_before < 0.01 * self.wall_s):
+            asleep = cpu is not None and cpu - cpu_before < 0.01 * self.wall_s and not waiting.is_runnable(pid)
+            if asleep or now - started > self.wall_ceiling_s:
                 return True
             round_end, cpu_before = min(now + self.wall_s, started + self.wall_ceiling_s + 0.01), cpu or 0.0
         return False
