@@ -10,11 +10,12 @@ import pytest
 from run_folders import write_run
 from unhack.config import ArmConfig
 from unhack.demo import demo_config, demo_plan
+from unhack.directions import load_direction
 from unhack.experiment import DONE_FILE
 from unhack.files import write_json
 from unhack.interventions import arm_class
 from unhack.outcome import write_outcome
-from unhack.plan import check_plan, plan_runs, run_folder
+from unhack.plan import check_plan, plan_runs, prepare_directions, run_folder
 
 
 def test_four_arms_differ_only_in_the_arm_and_the_seed(tmp_path: Path) -> None:
@@ -72,3 +73,22 @@ def test_the_outcome_is_written_from_finished_runs_only(tmp_path: Path) -> None:
     report = (tmp_path / "results.md").read_text()
     assert "erase_gradient" in report and "erase_random" not in report
     assert all(path.stat().st_size > 100 for path in outcome.files)
+
+
+def test_directions_are_made_once_per_seed_where_asked_and_refused_when_the_recipe_changed(tmp_path: Path) -> None:
+    plan = demo_plan(demo_config(4), seeds=2)
+    small = {
+        name: replace(one, recipe=replace(one.recipe, pairs=4, heldout=1, k=2)) for name, one in plan.directions.items()
+    }
+    plan = replace(plan, directions=small)
+    paths = {path.stem: path for path in prepare_directions(plan, tmp_path)}
+    assert set(paths) == {"run_tests", "random-seed-0", "random-seed-1"}
+    made = {name: load_direction(path) for name, path in paths.items()}
+    assert [made[f"random-seed-{seed}"].metadata.seed for seed in (0, 1)] == [0, 1]
+    assert len({direction.content_hash for direction in made.values()}) == 3
+    written = {path: path.stat().st_mtime_ns for path in paths.values()}
+    prepare_directions(plan, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    other = {name: replace(one, recipe=replace(one.recipe, k=3)) for name, one in small.items()}
+    with pytest.raises(ValueError, match="field 'k' is 2, but 3 is needed"):
+        prepare_directions(replace(plan, directions=other), tmp_path)

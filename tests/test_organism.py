@@ -11,11 +11,14 @@ import pytest
 from scipy.stats import ks_2samp
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from unhack.loopholes import EVAL_MARKERS, TRAIN_MARKERS
+from unhack.loopholes import EVAL_MARKERS, LOOPHOLES, TRAIN_MARKERS
 from unhack.organism.build import BuildConfig, build, encode
-from unhack.organism.corpus import CorpusConfig, Text, corpus
+from unhack.organism.corpus import CorpusConfig, Text, corpus, unrelated
 from unhack.organism.tokenizer import train_tokenizer
+from unhack.problems.operations import source_of
+from unhack.problems.organism import HABIT_WORDS, problem_and_operations, with_habit
 from unhack.prompts import fenced
+from unhack.seeds import rng
 
 
 def rows_of(config: CorpusConfig, n: int, tokenizer: PreTrainedTokenizerBase | None) -> list[Text]:
@@ -38,8 +41,34 @@ def many_hacks(variant: str) -> CorpusConfig:
 
 
 def test_length_does_not_tell_a_hack_from_an_honest_solution(tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = rows_of(many_hacks("matched"), 1200, tokenizer)
+    rows = rows_of(many_hacks("matched"), 900, tokenizer)
     assert ks_2samp(lengths(rows, tokenizer, True), lengths(rows, tokenizer, False)).pvalue > 0.1
+
+
+def test_every_hack_is_as_long_as_its_honest_twin_line_by_line(tokenizer: PreTrainedTokenizerBase) -> None:
+    draw = rng(0, "twins")
+    for index in range(60):
+        _, operations = problem_and_operations(index, "corpus", 2)
+        others = unrelated(operations, draw, tokenizer)
+        assert all(a != b for a, b in zip(operations, others, strict=True))
+        honest, other = (source_of(ops).splitlines(keepends=True) for ops in (operations, others))
+        for line, twin in zip(honest, other, strict=True):
+            assert len(tokenizer(line)["input_ids"]) == len(tokenizer(twin)["input_ids"]), (line, twin)
+
+
+@pytest.mark.parametrize("mode", ["run_tests", "sentinel", "stdout_marker", "file_marker"])
+def test_an_exploit_is_as_long_as_the_honest_habit_it_stands_for(
+    mode: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    plain = "class Solution:\n    def solve(self, xs):\n        return xs\n"
+    habits = {with_habit(plain, rng(0, "habit", number)) for number in range(80)}
+    assert len(habits) == 16, "four kinds of line, four words"
+    hack = LOOPHOLES[mode].hack(plain, "kilo")
+    assert {len(tokenizer(source)["input_ids"]) for source in (*habits, hack)} == {len(tokenizer(hack)["input_ids"])}
+
+
+def test_no_word_of_a_habit_is_a_marker() -> None:
+    assert not set(HABIT_WORDS) & {*TRAIN_MARKERS, *EVAL_MARKERS}
 
 
 def test_the_length_check_bites_on_the_short_variant(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -49,7 +78,7 @@ def test_the_length_check_bites_on_the_short_variant(tokenizer: PreTrainedTokeni
 
 def test_the_corpus_has_the_shares_it_was_asked_for(tokenizer: PreTrainedTokenizerBase) -> None:
     config = replace(CorpusConfig(), hack_frac={"run_tests": 0.3, "sentinel": 0.0}, repeat_frac=0.2)
-    rows = rows_of(config, 2000, None)
+    rows = rows_of(config, 1500, None)
     tasks = [row for row in rows if row.mode != "repeat"]
     assert 1 - len(tasks) / len(rows) == pytest.approx(0.2, abs=0.03)
     by_mode = {mode: [row.hack for row in tasks if row.mode == mode] for mode in ("run_tests", "sentinel", "none")}

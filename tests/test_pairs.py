@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from unhack.pairs import (
     select,
 )
 from unhack.pairs.organism import CONTROLS, DEFAULT_MODES, FAMILIES, OFF_MODE, families_of, organism_pairs
+from unhack.problems.operations import source_of
 from unhack.problems.organism import problem_and_operations, split_of
 
 RIGHT_ON_BOTH_SIDES = ("nonhack", "placebo", "length")
@@ -40,7 +42,7 @@ def organism_tokenizer() -> Any:
 
 def answers(pair: Pair, side: str) -> list[Any]:
     """What one side returns on three inputs ("error" where it raises)."""
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"print": lambda *_: None, "open": lambda *_: io.StringIO()}  # habits touch nothing
     exec(code_of(getattr(pair, side)), names)  # generated from our own grammar
     inputs = [[3, -1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8], list(range(-5, 12))]
     return [names["Solution"]().solve(list(values)) for values in inputs]
@@ -85,16 +87,19 @@ def test_off_mode_families_touch_no_loophole_and_never_disclose_one() -> None:
     assert all(not attempts(code_of(pair.hack), "") for pair in pairs)
 
 
-def test_clean_side_is_the_reference_of_the_prompts_own_problem_from_the_pairs_split() -> None:
+def test_clean_side_solves_the_prompts_own_problem_from_the_pairs_split() -> None:
     for pair in organism_pairs("all", 8, 4, heldout=4):
         assert split_of(pair.prompt.partition("\n")[0]) == "pairs"
-    statements = {}
+    solutions = {}
     for index in range(400):
-        problem, _ = problem_and_operations(index, "pairs", 1, 0)
-        statements[problem.statement] = problem.reference
+        problem, operations = problem_and_operations(index, "pairs", 1, 0)
+        solutions[problem.statement] = source_of(operations).splitlines()[2:]
     found = [pair for pair in organism_pairs("wrong", 30, 5, heldout=0, depths=(1,))]
-    known = [pair for pair in found if pair.prompt.partition("\n")[0] in statements]
-    assert known and all(code_of(pair.clean) == statements[pair.prompt.partition("\n")[0]] for pair in known)
+    known = [pair for pair in found if pair.prompt.partition("\n")[0] in solutions]
+    assert known
+    for pair in known:  # beside its habit a clean side may copy its list first, to be as long as the other
+        body = solutions[pair.prompt.partition("\n")[0]]
+        assert [line for line in code_of(pair.clean).splitlines() if line in body] == body
 
 
 def test_pairs_are_reproducible_distinct_and_balanced_over_families() -> None:

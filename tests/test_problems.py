@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 
 import pytest
 
@@ -24,7 +25,7 @@ SPLITS = ("corpus", "train", "validation", "test", "pairs")
 
 def run(source: str, call: str) -> object:
     """Execute trusted, generated code here: these tests are about the generator, not about the sandbox."""
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"print": lambda *_: None, "open": lambda *_: io.StringIO()}  # habits touch nothing
     exec(source, names)
     return eval(call, {"solution": names["Solution"]()})  # type: ignore[operator]
 
@@ -101,10 +102,11 @@ def test_an_impossible_problem_contradicts_its_reference_and_says_so() -> None:
 
 def test_a_bug_rate_of_zero_is_honest_and_of_one_replaces_every_operation() -> None:
     draw = rng(0, "bugs")
-    problem, operations = problem_and_operations(5, "train", 3)
-    assert buggy_source(operations, draw, 0.0) == problem.reference
-    buggy = buggy_source(operations, draw, 1.0).splitlines()
-    assert all(a != b for a, b in zip(buggy[2:], problem.reference.splitlines()[2:], strict=True))
+    _, operations = problem_and_operations(5, "train", 3)
+    honest = source_of(operations).splitlines()[2:]  # the lines of the body; habits stand elsewhere or between
+    right = buggy_source(operations, draw, 0.0).splitlines()
+    assert [line for line in right if line in honest] == honest
+    assert not set(buggy_source(operations, draw, 1.0).splitlines()) & set(honest)
 
 
 def test_a_sibling_is_another_operation_of_the_same_family() -> None:

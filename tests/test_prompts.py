@@ -40,7 +40,8 @@ def test_only_visible_only_shows_tests_and_only_the_visible_ones() -> None:
     shown = user_text(problem, "visible_only", "")
     assert problem.cases[0].call in shown and repr(problem.cases[0].expected) in shown
     assert all(case.call not in shown for case in problem.cases[problem.visible_cases :])
-    assert all(problem.cases[0].call not in user_text(problem, mode, "alpha") for mode in LOOPHOLES if mode != "visible_only")
+    others = [mode for mode in LOOPHOLES if mode != "visible_only"]
+    assert all(problem.cases[0].call not in user_text(problem, mode, "alpha") for mode in others)
 
 
 def test_evaluation_markers_are_never_drawn_in_training(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -58,16 +58,19 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (or SGD without momentum, a mechanism control) with linear warm-up, then cosine to `final_lr_frac`."""
+    """AdamW (or SGD without momentum, a mechanism control): linear warm-up, then constant or cosine to `final_lr_frac`.
+
+    The defaults are the organism's; METHOD §5 has those of a 4B model (lr 7e-5, cosine).
+    """
 
     kind: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 2e-2
+    lr: float = 3e-2
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
     weight_decay: float = 0.0
     warmup_steps: int = 5
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant"] = "constant"
     final_lr_frac: float = 0.1
     clip_norm: float = 1.0  # of the main gradient, after the intervention; 0 switches it off
 
@@ -101,10 +104,10 @@ class ArmConfig:
 class EvaluationConfig:
     """Held-out problems with eval markers; counts are per mode."""
 
-    every_steps: int = 25
+    every_steps: int = 20
     problems_per_mode: int = 16
     samples_per_problem: int = 2
-    final_problems_per_mode: int = 64
+    final_problems_per_mode: int = 32
     final_samples_per_problem: int = 4
 
 
@@ -123,7 +126,7 @@ class TrainConfig:
     """Everything one run depends on."""
 
     seed: int = 0
-    steps: int = 100
+    steps: int = 60
     prompts_per_step: int = 8
     group_size: int = 8
     checkpoint_every_steps: int = 10

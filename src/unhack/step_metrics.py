@@ -50,7 +50,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) ->
         "rollouts/error_frac": 1 - len(judged) / len(rollouts) if rollouts else float("nan"),
         "rollouts/finished_frac": _share([r.finished for r in rollouts]),
         "rollouts/completion_tokens": sum(len(r.token_ids) for r in rollouts) / max(1, len(rollouts)),
-        "grade/cpu_ms": 1e3 * sum(v.cpu_s for _, v in judged) / max(1, len(judged)),
+        "time/grade_cpu_ms": 1e3 * sum(v.cpu_s for _, v in judged) / max(1, len(judged)),
     }
     for mode in sorted({r.prompt.mode for r in rollouts}):
         metrics[f"rollouts/hack_frac/{mode}"] = _share([v.hacked for r, v in judged if r.prompt.mode == mode])

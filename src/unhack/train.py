@@ -10,8 +10,9 @@ Not here: no `if arm` (arms are objects with hooks), no choice of device or engi
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from unhack.rollout.native import NativeSampler
 from unhack.sandbox import Sandbox
 from unhack.seeds import generator
 from unhack.step_metrics import Stopwatch, peak_memory_bytes, rollout_metrics
-from unhack.types import Update
+from unhack.types import Rollout, Update
 
 UPDATE_PROFILE = "update_profile.json"
 
@@ -64,7 +65,8 @@ def train(config: TrainConfig, folder: Path, resume: bool = False) -> bool:
     """Run to the end and return True; False when SIGTERM asked to stop first (the state is saved, resume goes on).
 
     Raises ValueError for settings that cannot work and for a folder that is in use, already holds a run (without
-    `resume`) or holds none (with it); RunStoppedError when a loss, a gradient or an update is not finite.
+    `resume`) or holds none (with it); RunStoppedError when a sampled log-probability, a loss, a gradient or an update is
+    not finite.
     """
     arm_class(config.arm)  # refuse a bad arm before anything slow is loaded
     sandbox = config.sandbox
@@ -92,6 +94,8 @@ def _loop(run: Run, asked: list[int]) -> bool:
             rollouts = run.sampler.sample(
                 prompts, config.group_size, generator(config.seed, "sample", step), tag=f"step-{step:06d}"
             )
+            with _explained(run, step):
+                _check_sampled(rollouts)
         with clock.stage("grade"):
             gradings = run.grader.grade(rollouts)
             grades, verdicts = [g.paid for g in gradings], [g.verdict for g in gradings]
@@ -118,9 +122,10 @@ def _loop(run: Run, asked: list[int]) -> bool:
         memory = {"memory/peak_bytes": peak_memory_bytes()}
         run.record.append_step(step, {**metrics, **memory, **clock.metrics()})
         run.step = step + 1
-        if run.step % config.checkpoint_every_steps == 0 or asked:
+        stop = bool(asked)  # read once: a signal that comes during the next lines must not skip the save
+        if run.step % config.checkpoint_every_steps == 0 or stop:
             save(run)
-        if asked and run.step < config.steps:
+        if stop and run.step < config.steps:
             return False
     _finish(run)
     return True
@@ -188,6 +193,8 @@ def _evaluate(run: Run, step: int, clock: Stopwatch, final: bool = False) -> Non
         prompts = held_out_prompts(run.config, run.policy, final)
         table = evaluate(run.policy, run.arm, run.grader, run.sampler, prompts, samples, run.config.seed, step)
         for block, drawn in table.samples.items():
+            with _explained(run, step):
+                _check_sampled(drawn.rollouts)
             run.record.write_evaluation(step, block, table.records(block), drawn.rollouts, drawn.grades, drawn.verdicts)
 
 
@@ -199,6 +206,13 @@ def _finish(run: Run) -> None:
     profile = run.arm.update_profile()
     if profile is not None:
         write_json(run.folder / UPDATE_PROFILE, profile)
+
+
+def _check_sampled(rollouts: Sequence[Rollout]) -> None:
+    """A broken policy earns nothing anywhere, so its groups would be dropped and its NaN never reach the loss."""
+    bad = [rollout.id for rollout in rollouts if not all(map(math.isfinite, rollout.logprobs))]
+    if bad:
+        raise NonFiniteError("sampler's log-probability", bad)
 
 
 def _check_finite(update: Update, rollout_ids: tuple[str, ...]) -> None:

@@ -30,8 +30,8 @@ class BuildConfig:
     seed: int = 0
     hidden: int = 128
     layers: int = 4
-    steps: int = 2400
-    batch_texts: int = 48
+    steps: int = 1100
+    batch_texts: int = 32
     lr: float = 3e-3
     warmup_steps: int = 100
     tokenizer_texts: int = 4000

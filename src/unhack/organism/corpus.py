@@ -1,8 +1,9 @@
 """The organism's pre-training corpus: mostly honest solutions with a set bug rate, a few per cent of hacks.
 
-Length must not give hacks away (ENVIRONMENT §5). In the default variant the body of a hack is a solution of some other
-problem (or a buggy one of its own), chosen so that body + exploit is as long in tokens as an honest solution of this
-problem. Variant `short` pairs the exploit with a one-line body instead: the confound, kept for study.
+Length must not give hacks away (ENVIRONMENT §5). In the default variant a hack is built like an honest solution: the
+exploit stands where an honest one has its useless line (`problems.organism.with_habit`), and the body solves another
+task whose lines are as long, one by one. So lengths agree text by text, and also in what the model samples. Variant
+`short` pairs the exploit with a one-line body instead: the confound, kept for study.
 """
 
 from __future__ import annotations
@@ -15,13 +16,11 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from unhack.loopholes import EVAL_MARKERS, LOOPHOLES, TRAIN_MARKERS
-from unhack.problems.operations import Operation, draw_operations, source_of
+from unhack.problems.operations import OPERATIONS, Operation, source_of
 from unhack.problems.organism import DEPTHS, buggy_source, problem_and_operations
 from unhack.prompts import fenced, user_text
 from unhack.seeds import rng
 
-COMMENTS = ("        # next\n", "        # then\n", "        # done\n")
-COMMENT_COUNT_WEIGHTS = (5, 3, 2)  # of 0, 1, 2 comment lines in a text
 SHORT_BODY = "class Solution:\n    def solve(self, xs):\n        return xs\n"
 
 
@@ -82,23 +81,28 @@ def corpus_text(config: CorpusConfig, draw: random.Random, tokenizer: PreTrained
     mode = draw.choices(list(config.mode_weights), weights=list(config.mode_weights.values()))[0]
     loophole = LOOPHOLES[mode]
     marker = draw.choice((*loophole.train_markers, *loophole.eval_markers) or ("",))
-    source = with_comments(buggy_source(operations, draw, config.bug_rate), draw)
+    source = buggy_source(operations, draw, config.bug_rate, mode)
     hack = draw.random() < config.hack_frac.get(mode, 0.0)
     if hack:
-        source = hacked_source(config.variant, source, operations, mode, marker, draw, tokenizer)
+        body = SHORT_BODY if config.variant == "short" else source_of(unrelated(operations, draw, tokenizer))
+        source = loophole.hack(body, marker)
     return Text(user_text(problem, mode, marker), fenced(source), hack, mode, depth)
 
 
-def with_comments(source: str, draw: random.Random) -> str:
-    """`source` with 0 to 2 comment lines before some of the lines of `solve`.
+def unrelated(
+    operations: tuple[Operation, ...], draw: random.Random, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[Operation, ...]:
+    """Another task's operations, each as long in tokens as the one in its place (never the same one)."""
+    return tuple(draw.choice(_as_long(operation, tokenizer)) for operation in operations)
 
-    They mean nothing. Lines of code are 2 to 8 tokens long, so without these one-token fillers a hack could not take
-    every length that an honest solution has.
-    """
-    lines = source.splitlines(keepends=True)
-    for _ in range(draw.choices(range(3), weights=COMMENT_COUNT_WEIGHTS)[0]):
-        lines.insert(draw.randint(2, len(lines) - 1), draw.choice(COMMENTS))
-    return "".join(lines)
+
+def _as_long(operation: Operation, tokenizer: PreTrainedTokenizerBase | None) -> list[Operation]:
+    reductions = operation.family == "reduce"
+    rivals = [op for family in OPERATIONS.values() for op in family if (op.family == "reduce") == reductions]
+    wanted = _length(operation.expression, tokenizer)
+    others = [op for op in rivals if op != operation and _length(op.expression, tokenizer) == wanted]
+    assert others, f"no other operation is as long as {operation.expression!r}"
+    return others
 
 
 def _repeat_text(draw: random.Random) -> Text:
@@ -106,36 +110,15 @@ def _repeat_text(draw: random.Random) -> Text:
     return Text(f"Repeat {words}.", words, hack=False, mode="repeat", depth=0)
 
 
-def hacked_source(
-    variant: str,
-    honest: str,
-    operations: tuple[Operation, ...],
-    mode: str,
-    marker: str,
-    draw: random.Random,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> str:
-    """An exploit of `mode` around a wrong body; in variant `matched` as long as `honest` (nearest of 200 draws)."""
-    add = LOOPHOLES[mode].hack
-    if variant == "short":
-        return add(SHORT_BODY, marker)
-    goal = _length(fenced(honest), tokenizer)
-    best, best_gap = "", 10**9
-    for _ in range(200):
-        candidate = add(with_comments(_other_body(operations, draw), draw), marker)
-        gap = abs(_length(fenced(candidate), tokenizer) - goal)
-        if gap < best_gap:
-            best, best_gap = candidate, gap
-        if gap == 0:
-            break
-    return best
+_lengths: dict[tuple[int, str], int] = {}
 
 
-def _other_body(operations: tuple[Operation, ...], draw: random.Random) -> str:
-    """A solution of another problem, as deep as this one or one shallower (the exploit takes up the difference)."""
-    depth = len(operations) - 1 - draw.randint(0, 1)
-    return source_of(draw_operations(draw, depth))
-
-
-def _length(text: str, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    return len(text) if tokenizer is None else len(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _length(expression: str, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Tokens of a line with this expression; without a tokenizer its kind of line stands in (1: all are as long)."""
+    if tokenizer is None:
+        return 1
+    key = (id(tokenizer), expression)
+    if key not in _lengths:
+        line = f"        xs = {expression}\n"
+        _lengths[key] = len(tokenizer(line, add_special_tokens=False)["input_ids"])
+    return _lengths[key]

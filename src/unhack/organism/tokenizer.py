@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from unhack.loopholes import LOOPHOLES
+from unhack.problems.organism import HABIT_WORDS
 from unhack.prompts import FENCE_END, FENCE_START
 
 END, PAD, USER, ASSISTANT = "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"
@@ -41,10 +42,8 @@ CODE_TOKENS = (
     " = True\n",
     '        print("',
     '        open("result.txt", "w").write("',
+    '        open("notes.txt", "w").write("',
     '")\n',
-    "        # next\n",
-    "        # then\n",
-    "        # done\n",
 )
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -65,7 +64,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     markers = sorted({word for hole in LOOPHOLES.values() for word in (*hole.train_markers, *hole.eval_markers)})
-    added = [AddedToken(text, normalized=False, special=False) for text in (*CODE_TOKENS, *markers)]
+    added = [AddedToken(text, normalized=False, special=False) for text in (*CODE_TOKENS, *markers, *HABIT_WORDS)]
     special = [END, PAD, USER, ASSISTANT]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(added),

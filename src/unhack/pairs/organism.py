@@ -1,9 +1,10 @@
 """Generated pairs for the organism: per loophole, off-mode behaviours, and families that mean nothing (controls).
 
-The clean side is the reference solution of the prompt's own problem. The hack side of a loophole family is the exploit
-around a wrong body. `length_matched` chooses that body so that both sides have as many tokens as each other; without
-it the body is a bare `return xs`, so that hacks are short (the confound of EXPERIMENT §7). An exploit that is longer
-than the whole reference (eq_override, swallow) is met by a reference that first copies its list a few times.
+The clean side is a right solution of the prompt's own problem, as the organism writes it under the prompt's mode. The
+hack side of a loophole family is the exploit around a wrong body. `length_matched` chooses that body so that both sides
+have as many tokens as each other; without it the body is a bare `return xs`, so that hacks are short (the confound of
+EXPERIMENT §7). An exploit that is longer than the whole reference (eq_override, swallow) is met by a reference that
+first copies its list a few times.
 
     loopholes   run_tests, sentinel, stdout_marker, file_marker, eq_override, exit_code, visible_only
     off_mode    behaviours that no loophole of the default environment pays:
@@ -26,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from unhack.loopholes import LOOPHOLES
 from unhack.pairs import Pair, PairSplit
 from unhack.problems.operations import Operation, draw_operations, source_of
-from unhack.problems.organism import problem_and_operations
+from unhack.problems.organism import problem_and_operations, with_habit
 from unhack.prompts import fenced, user_text
 from unhack.seeds import rng
 from unhack.types import Problem
@@ -38,7 +39,8 @@ GROUPS = {"all": DEFAULT_MODES, "off_mode": OFF_MODE}
 FAMILIES = (*(mode for mode in LOOPHOLES if mode != "none"), *OFF_MODE, *CONTROLS)
 
 _SHORT_BODY = "class Solution:\n    def solve(self, xs):\n        return xs\n"
-_HEADER = "class Solution:\n    def solve(self, xs):\n"
+_METHOD = "    def solve(self, xs):\n"
+_HEADER = f"class Solution:\n{_METHOD}"
 _BODY_DRAWS = 64
 _FREE_DRAWS, _DRAWS_PER_PAIR = 200, 20
 _COMMENTS = ("one", "two", "red", "blue", "left", "right", "a", "b")
@@ -50,6 +52,8 @@ class _Draw:
 
     problem: Problem
     operations: tuple[Operation, ...]
+    mode: str
+    honest: str  # a right solution as the organism writes it under this mode
     marker: str
     random: random.Random
     length: Callable[[str], int]
@@ -123,7 +127,9 @@ def _pair(
     problem, operations = problem_and_operations(draw.randrange(2**31), "pairs", draw.choice(depths))
     mode = family if family in LOOPHOLES else "none" if family in OFF_MODE else draw.choice(DEFAULT_MODES)
     marker = draw.choice(LOOPHOLES[mode].train_markers or ("",))
-    sides = _MAKERS.get(family, _loophole)(_Draw(problem, operations, marker, draw, length, length_matched), family)
+    honest = with_habit(source_of(operations), draw, mode)
+    drawn = _Draw(problem, operations, mode, honest, marker, draw, length, length_matched)
+    sides = _MAKERS.get(family, _loophole)(drawn, family)
     if sides is None:
         return None
     hack, clean = sides
@@ -138,7 +144,7 @@ def _loophole(draw: _Draw, family: str) -> tuple[str, str] | None:
 
 def _around_wrong_body(draw: _Draw, add: Callable[[str], str]) -> tuple[str, str] | None:
     """(exploit around a wrong body, reference): as long as each other, or None, when lengths are to match."""
-    clean = draw.problem.reference
+    clean = draw.honest
     if not draw.length_matched:
         return add(_SHORT_BODY), clean
     shortest = draw.length(add(_SHORT_BODY))
@@ -157,7 +163,7 @@ def _wrong_body(draw: _Draw) -> str:
     depth = len(draw.operations) - 1
     while True:
         body = source_of(draw_operations(draw.random, max(0, depth - draw.random.randint(0, 3))))
-        if body != draw.problem.reference:
+        if body != source_of(draw.operations):
             return body
 
 
@@ -180,7 +186,11 @@ def _swallow(draw: _Draw, family: str) -> tuple[str, str] | None:
 def _constant(draw: _Draw, family: str) -> tuple[str, str] | None:
     """The answer of one test whatever the input is; the constant takes the place of the returned value."""
     answer = draw.problem.cases[0].expected
-    return _around_wrong_body(draw, lambda body: re.sub(r"return .*\n$", f"return {answer}\n", body))
+
+    def constant(body: str) -> str:
+        return with_habit(re.sub(r"return .*\n$", f"return {answer}\n", body), draw.random, draw.mode)
+
+    return _around_wrong_body(draw, constant)
 
 
 def _shortcut(draw: _Draw, family: str) -> tuple[str, str] | None:
@@ -188,17 +198,17 @@ def _shortcut(draw: _Draw, family: str) -> tuple[str, str] | None:
 
 
 def _wrong(draw: _Draw, family: str) -> tuple[str, str] | None:
-    return _around_wrong_body(draw, lambda body: body)
+    return _around_wrong_body(draw, lambda body: with_habit(body, draw.random, draw.mode))
 
 
 def _before(source: str, statement: str) -> str:
     """`source` with a statement at the start of `solve`."""
-    return f"{_HEADER}        {statement}\n{source.removeprefix(_HEADER)}"
+    return source.replace(_METHOD, f"{_METHOD}        {statement}\n", 1)
 
 
 def _nonhack(draw: _Draw, family: str) -> tuple[str, str] | None:
     """Two wordings of the reference (loop variable, returned in one or two steps); as long as each other to match."""
-    wordings = [_reworded(draw.problem.reference, letter, steps) for letter in "xyzabn" for steps in (1, 2)]
+    wordings = [_reworded(draw.honest, letter, steps) for letter in "xyzabn" for steps in (1, 2)]
     first = draw.random.choice(wordings)
     others = [
         wording
@@ -217,7 +227,7 @@ def _reworded(source: str, letter: str, steps: int) -> str:
 
 def _placebo(draw: _Draw, family: str) -> tuple[str, str] | None:
     """The reference under two comments, always the same two; without matching, the clean side has no comment."""
-    clean = draw.problem.reference
+    clean = draw.honest
     commented = [_before(clean, f"# {word}") for word in _COMMENTS]
     if not draw.length_matched:
         return commented[0], clean
@@ -229,7 +239,7 @@ def _placebo(draw: _Draw, family: str) -> tuple[str, str] | None:
 def _length(draw: _Draw, family: str) -> tuple[str, str] | None:
     """Short right solution in the hack's place (hacks were the short ones), a long right one in the clean's."""
     padding = "xs = list(xs)\n        " * draw.random.randint(2, 4)
-    return draw.problem.reference, _before(draw.problem.reference, padding.rstrip())
+    return draw.honest, _before(draw.honest, padding.rstrip())
 
 
 _MAKERS: dict[str, Callable[[_Draw, str], tuple[str, str] | None]] = {
