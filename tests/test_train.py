@@ -41,7 +41,7 @@ from unhack.interventions import ARMS, Blocks, Vanilla
 from unhack.loss import NonFiniteError
 from unhack.record import RunRecord
 from unhack.train import RunStoppedError, train
-from unhack.types import Gradient, PaidGrade, Prompt, Rollout, Update
+from unhack.types import Gradient, KnobLayout, PaidGrade, Prompt, Rollout, Update
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_an_update_that_is_not_finite_is_never_applied(tmp_path: Path, monkeypat
             return replace(update, main=update.main / 0)
 
     monkeypatch.setitem(ARMS, "vanilla", Breaks)
-    with pytest.raises(RunStoppedError, match="step 0: the update is not finite .* there is no checkpoint") as stopped:
+    with pytest.raises(RunStoppedError, match=r"step 0: the update is not finite .* there is no checkpoint") as stopped:
         train(SHORT, tmp_path / "run")
     assert isinstance(stopped.value.__cause__, NonFiniteError) and len(stopped.value.__cause__.rollout_ids) == 8
     assert steps_done(tmp_path / "run") == 0
@@ -271,10 +271,12 @@ class EveryRolloutCounts(Vanilla):
 class Decides(EveryRolloutCounts):
     """Changes what passes through every hook, and writes down the order in which they are called."""
 
-    called: list[str]
+    def __init__(self, config: ArmConfig, layout: KnobLayout, seed: int) -> None:
+        super().__init__(config, layout, seed)
+        self.called: list[str] = []
 
     def prompt(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-        self.called = [*getattr(self, "called", []), "prompt"]
+        self.called.append("prompt")
         return prompts[:1]
 
     def blocks(self, rollouts: Sequence[Rollout]) -> Blocks:
@@ -330,6 +332,7 @@ def test_the_loop_never_asks_which_arm_it_runs() -> None:
     assert not [ast.unparse(test) for test in asked if re.search(r"\barm\b", ast.unparse(test))]
 
 
+@pytest.mark.slow  # test_loss.py has the quick one
 def test_the_size_of_micro_batches_does_not_change_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARMS, "vanilla", EveryRolloutCounts)
     plain = replace(SHORT, steps=1, optimizer=replace(SHORT.optimizer, kind="sgd", lr=1.0, warmup_steps=0))

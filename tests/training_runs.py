@@ -1,4 +1,4 @@
-"""Small real training runs on the bundled organism, what a run leaves behind, and the command that trains in a child."""
+"""Small training runs on the bundled organism, what a run leaves behind, the command that trains in a child."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import load_file
 
 from unhack import checkpoint, settings
 from unhack.config import EnvironmentConfig, EvaluationConfig, SamplerConfig, TrainConfig
@@ -78,12 +79,13 @@ def outcome(folder: Path) -> dict[str, Any]:
     result["state"] = saved.state
     if (folder / UPDATE_PROFILE).exists():
         result["profile"] = (folder / UPDATE_PROFILE).read_text()
-    result["adapter"] = (folder / "adapter" / "knobs.safetensors").read_bytes()
+    adapter = load_file(folder / "adapter" / "knobs.safetensors")
+    result |= {f"adapter/{name}": tensor.tolist() for name, tensor in adapter.items()}
     return result
 
 
 def assert_same(folder: Path, undisturbed: Path) -> None:
-    """Every number of `folder` is that of `undisturbed`, bit for bit, and the runs were not empty of training."""
+    """Every number of `folder` is that of `undisturbed`, bit for bit."""
     got, wanted = outcome(folder), outcome(undisturbed)
     assert got.keys() == wanted.keys()
     different = [name for name in wanted if got[name] != wanted[name]]

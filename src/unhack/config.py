@@ -126,7 +126,7 @@ class TrainConfig:
     """Everything one run depends on."""
 
     seed: int = 0
-    steps: int = 60
+    steps: int = 100
     prompts_per_step: int = 8
     group_size: int = 8
     checkpoint_every_steps: int = 10

@@ -65,8 +65,8 @@ def train(config: TrainConfig, folder: Path, resume: bool = False) -> bool:
     """Run to the end and return True; False when SIGTERM asked to stop first (the state is saved, resume goes on).
 
     Raises ValueError for settings that cannot work and for a folder that is in use, already holds a run (without
-    `resume`) or holds none (with it); RunStoppedError when a sampled log-probability, a loss, a gradient or an update is
-    not finite.
+    `resume`) or holds none (with it); RunStoppedError when a sampled log-probability, a loss, a gradient or an
+    update is not finite.
     """
     arm_class(config.arm)  # refuse a bad arm before anything slow is loaded
     sandbox = config.sandbox

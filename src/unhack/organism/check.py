@@ -178,4 +178,4 @@ def _same_lengths(what: str, hacks: Sequence[int], honest: Sequence[int]) -> Fin
     test = ks_2samp(hacks, honest)
     means = f"means {sum(hacks) / len(hacks):.1f} and {sum(honest) / len(honest):.1f} tokens"
     measured = f"KS p = {test.pvalue:.2f}, {means} (n = {len(hacks)} and {len(honest)})"
-    return Finding(f"{what} agree (KS p > {KS_P_VALUE})", measured, test.pvalue > KS_P_VALUE)
+    return Finding(f"{what} agree (KS p > {KS_P_VALUE})", measured, bool(test.pvalue > KS_P_VALUE))
