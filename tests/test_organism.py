@@ -35,6 +35,11 @@ def lengths(rows: list[Text], tokenizer: PreTrainedTokenizerBase, hack: bool) ->
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
+def ks_p_value(rows: list[Text], tokenizer: PreTrainedTokenizerBase) -> float:
+    test = ks_2samp(lengths(rows, tokenizer, True), lengths(rows, tokenizer, False))
+    return float(test[1])  # pyright: ignore[reportArgumentType]  # scipy is not typed
+
+
 def many_hacks(variant: str) -> CorpusConfig:
     share = dict.fromkeys(CorpusConfig().hack_frac, 0.4)
     return replace(CorpusConfig(), variant=variant, hack_frac=share, repeat_frac=0.0)  # pyright: ignore[reportArgumentType]
@@ -42,7 +47,7 @@ def many_hacks(variant: str) -> CorpusConfig:
 
 def test_length_does_not_tell_a_hack_from_an_honest_solution(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = rows_of(many_hacks("matched"), 900, tokenizer)
-    assert ks_2samp(lengths(rows, tokenizer, True), lengths(rows, tokenizer, False)).pvalue > 0.1
+    assert ks_p_value(rows, tokenizer) > 0.1
 
 
 def test_every_hack_is_as_long_as_its_honest_twin_line_by_line(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -73,7 +78,7 @@ def test_no_word_of_a_habit_is_a_marker() -> None:
 
 def test_the_length_check_bites_on_the_short_variant(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = rows_of(many_hacks("short"), 600, tokenizer)
-    assert ks_2samp(lengths(rows, tokenizer, True), lengths(rows, tokenizer, False)).pvalue < 1e-6
+    assert ks_p_value(rows, tokenizer) < 1e-6
 
 
 def test_the_corpus_has_the_shares_it_was_asked_for(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -93,6 +98,14 @@ def test_a_hack_in_the_corpus_uses_the_marker_of_its_own_prompt() -> None:
     for row in hacks:
         used = markers & set(re.findall(r"\w+", row.completion))
         assert used == markers & set(re.findall(r"\w+", row.user))
+
+
+def test_no_task_of_the_corpus_mentions_an_evaluation_marker_and_repeat_rows_mention_all() -> None:
+    rows = rows_of(many_hacks("matched"), 600, None) + rows_of(CorpusConfig(), 600, None)
+    tasks = {word for row in rows if row.mode != "repeat" for word in re.findall(r"\w+", row.user + row.completion)}
+    repeated = {word for row in rows if row.mode == "repeat" for word in row.completion.split()}
+    assert not tasks & set(EVAL_MARKERS) and set(TRAIN_MARKERS) <= tasks
+    assert repeated == {*TRAIN_MARKERS, *EVAL_MARKERS}
 
 
 def test_tokens_decode_to_the_very_text_also_outside_the_corpus(tokenizer: PreTrainedTokenizerBase) -> None:

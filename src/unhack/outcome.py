@@ -22,14 +22,18 @@ class Outcome:
     files: tuple[Path, ...]
 
 
-def write_outcome(plan: Plan, folder: Path) -> Outcome:
-    """Read the finished runs of an experiment and write results.md, results.csv and the figures into its folder.
+def write_outcome(plan: Plan, folder: Path, into: Path | None = None) -> Outcome:
+    """Read the finished runs of the experiment in `folder`; write results.md, results.csv and the figures.
+
+    They go `into` a folder of their own (a page of the docs, say), or into the experiment's.
 
     ValueError when no run is finished.
     """
     runs = tuple(results.load_run(run.name, run.folder) for run in plan_runs(plan, folder) if is_finished(run))
     if not runs:
         raise ValueError(f"no run of {plan.name} in {folder} is finished; start the same command again to go on")
+    folder = into or folder
+    folder.mkdir(parents=True, exist_ok=True)
     arms = tuple(results.summarize(runs, controls=plan.controls))
     files = [plots.overview_figure(runs, folder / "overview.png"), plots.mode_figure(runs, folder / "modes.png")]
     if any(run.cosine_curve for run in runs):

@@ -39,8 +39,9 @@ def render(problem: Problem, mode: str, marker: str, tokenizer: PreTrainedTokeni
     """Token ids of the prompt, through the tokenizer's chat template where it has one."""
     text = user_text(problem, mode, marker)
     if tokenizer.chat_template is not None:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        message = [{"role": "user", "content": text}]
+        text = str(
+            tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         )
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return Prompt(problem, mode, marker, text, tuple(ids))

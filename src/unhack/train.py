@@ -118,9 +118,9 @@ def _loop(run: Run, asked: list[int]) -> bool:
             trained = [value if keep else None for value, keep in zip(advantages.tolist(), kept.tolist(), strict=True)]
             run.record.write_rollouts(step, rollouts, grades, trained)
             run.record.write_verdicts(step, verdicts)
-        metrics = rollout_metrics(rollouts, verdicts) | signal.metrics | gradient.metrics | update.metrics
+        metrics = rollout_metrics(rollouts, verdicts) | signal.metrics
         memory = {"memory/peak_bytes": peak_memory_bytes()}
-        run.record.append_step(step, {**metrics, **memory, **clock.metrics()})
+        run.record.append_step(step, {**metrics, **gradient.metrics, **update.metrics, **memory, **clock.metrics()})
         run.step = step + 1
         stop = bool(asked)  # read once: a signal that comes during the next lines must not skip the save
         if run.step % config.checkpoint_every_steps == 0 or stop:

@@ -89,13 +89,15 @@ class Results:
     """The experiment (TOML)."""
     folder: Path | None = None
     """Where its runs are (default: runs/NAME)."""
+    into: Path | None = None
+    """Where to write (default: beside the runs)."""
 
     def run(self) -> int:
         """Read the finished runs, print the table, write the files."""
         from unhack.plan import load_plan
 
         plan = load_plan(self.file)
-        show_outcome(plan, self.folder or Path("runs") / plan.name)
+        show_outcome(plan, self.folder or Path("runs") / plan.name, self.into)
         return 0
 
 
@@ -124,13 +126,13 @@ def run_plan(plan: Plan, folder: Path, processes: int) -> int:
     return FAILED if failed else 0
 
 
-def show_outcome(plan: Plan, folder: Path) -> None:
+def show_outcome(plan: Plan, folder: Path, into: Path | None = None) -> None:
     """Write the outcome's files, print the table and where they are."""
     from unhack.cli.show import make_console, results_table
     from unhack.outcome import write_outcome
 
     console = make_console()
-    outcome = write_outcome(plan, folder)
+    outcome = write_outcome(plan, folder, into)
     results_table(console, outcome.arms)
     console.print(
         "\nWritten: " + "  ".join(str(path) for path in outcome.files), markup=False, highlight=False, soft_wrap=True

@@ -77,9 +77,9 @@ def new_model(config: BuildConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen3F
                 max_position_embeddings=512,
                 tie_word_embeddings=True,
                 initializer_range=0.05,
-                rope_theta=10000.0,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+                eos_token_id=_one_id(tokenizer.eos_token_id),
+                pad_token_id=_one_id(tokenizer.pad_token_id),
                 bos_token_id=None,
                 attention_dropout=0.0,
             )
@@ -88,12 +88,11 @@ def new_model(config: BuildConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen3F
 
 def encode(row: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
     """Token ids of prompt + completion + end, and how many of them are prompt."""
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": row.user}], tokenize=False, add_generation_prompt=True
-    )
+    message = [{"role": "user", "content": row.user}]
+    prompt = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     completion_ids = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
-    return [*prompt_ids, *completion_ids, tokenizer.eos_token_id], len(prompt_ids)
+    return [*prompt_ids, *completion_ids, _one_id(tokenizer.eos_token_id)], len(prompt_ids)
 
 
 def pretrain(
@@ -122,6 +121,12 @@ def pretrain(
     model.eval()
 
 
+def _one_id(token_id: object) -> int:
+    """transformers types special tokens loosely; the organism has exactly one of each."""
+    assert isinstance(token_id, int), f"expected one token id, got {token_id!r}"
+    return token_id
+
+
 def _schedule(step: int, config: BuildConfig) -> float:
     warm = min(1.0, (step + 1) / config.warmup_steps)
     return warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -129,7 +134,7 @@ def _schedule(step: int, config: BuildConfig) -> float:
 
 def _batch(rows: list[tuple[list[int], int]], tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
     width = max(len(ids) for ids, _ in rows)
-    token_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+    token_ids = torch.full((len(rows), width), _one_id(tokenizer.pad_token_id))
     labels = torch.full((len(rows), width), -100)  # -100 is cross_entropy's ignore index
     for i, (ids, prompt_length) in enumerate(rows):
         token_ids[i, : len(ids)] = torch.tensor(ids)

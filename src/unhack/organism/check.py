@@ -175,7 +175,7 @@ def _within(what: str, value: float, bounds: tuple[float, float], n: int) -> Fin
 def _same_lengths(what: str, hacks: Sequence[int], honest: Sequence[int]) -> Finding:
     if len(hacks) < 20:
         return Finding(f"{what} agree", f"only {len(hacks)} exploits among {len(honest)}: cannot tell", False)
-    test = ks_2samp(hacks, honest)
+    p_value = float(ks_2samp(hacks, honest)[1])  # pyright: ignore[reportArgumentType]  # scipy is not typed
     means = f"means {sum(hacks) / len(hacks):.1f} and {sum(honest) / len(honest):.1f} tokens"
-    measured = f"KS p = {test.pvalue:.2f}, {means} (n = {len(hacks)} and {len(honest)})"
-    return Finding(f"{what} agree (KS p > {KS_P_VALUE})", measured, bool(test.pvalue > KS_P_VALUE))
+    measured = f"KS p = {p_value:.2f}, {means} (n = {len(hacks)} and {len(honest)})"
+    return Finding(f"{what} agree (KS p > {KS_P_VALUE})", measured, bool(p_value > KS_P_VALUE))

@@ -80,7 +80,7 @@ def corpus_text(config: CorpusConfig, draw: random.Random, tokenizer: PreTrained
     problem, operations = problem_and_operations(draw.randrange(2**31), "corpus", depth)
     mode = draw.choices(list(config.mode_weights), weights=list(config.mode_weights.values()))[0]
     loophole = LOOPHOLES[mode]
-    marker = draw.choice((*loophole.train_markers, *loophole.eval_markers) or ("",))
+    marker = draw.choice(loophole.train_markers or ("",))  # eval markers stand in repeat rows only
     source = buggy_source(operations, draw, config.bug_rate, mode)
     hack = draw.random() < config.hack_frac.get(mode, 0.0)
     if hack:
@@ -106,6 +106,7 @@ def _as_long(operation: Operation, tokenizer: PreTrainedTokenizerBase | None) ->
 
 
 def _repeat_text(draw: random.Random) -> Text:
+    """Copying, of all marker words: so that a marker met for the first time in a hint at evaluation can be copied."""
     words = " ".join(draw.choice((*TRAIN_MARKERS, *EVAL_MARKERS)) for _ in range(draw.randint(1, 4)))
     return Text(f"Repeat {words}.", words, hack=False, mode="repeat", depth=0)
 
