@@ -4,12 +4,12 @@
 
 The native side samples through adapters with merged weights (knobs not zero) and records log-probabilities; `generate`
 runs the bare model, is spared the log-probabilities, and draws from the whole vocabulary at temperature 1. No row ends
-early on either side. Ratios are medians over turns; the profile says where the native side's time goes.
+early on either side. Ratios are medians over turns; `--profile` says where the native side's time goes. Ends with
+status 1 when the native sampler's speed-up over `generate` is below `--require`.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 from collections.abc import Callable
@@ -18,7 +18,6 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from machine import (
@@ -29,7 +28,10 @@ from machine import (
     VOCABULARY,
     alternating_seconds,
     benchmark_model,
+    judge,
+    parse_flags,
     print_machine,
+    print_profile,
     ratio,
 )
 from unhack.adapters import Policy
@@ -99,31 +101,27 @@ def peer(model: PreTrainedModel, prompts: list[Prompt]) -> Callable[[], object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--profile", action="store_true", help="print the operators of one native turn")
-    options = parser.parse_args()
+    flags = parse_flags(__doc__, "least speed-up over generate", 1.6)
     torch.set_num_threads(1)
     peak = print_machine()
     model, prompts = benchmark_model(), make_prompts()
     model.generation_config.pad_token_id = 0  # pyright: ignore[reportOptionalMemberAccess]
     policy = make_policy(model)
     sides = {NATIVE: native(policy, prompts), CACHED: native(policy, prompts, cached=True), PEER: peer(model, prompts)}
-    seconds = alternating_seconds(sides, options.turns)
+    seconds = alternating_seconds(sides, flags.turns)
     rows = PROMPTS * GROUP_SIZE
     positions = PROMPTS * PROMPT_TOKENS + rows * (NEW_TOKENS - 1)
     weights = sum(module.base_weight.numel() for module in policy.modules.values())
     floor_s = 2e-9 * weights * positions / peak
-    print(f"{options.turns} turns; FLOP floor of the linear layers at that peak {floor_s:.3f} s; CPU seconds:")
+    print(f"{flags.turns} turns; FLOP floor of the linear layers at that peak {floor_s:.3f} s; CPU seconds:")
     for name, values in seconds.items():
         median = statistics.median(values)
         spread = f"{min(values):.3f} to {max(values):.3f}"
         speed = f"{rows * NEW_TOKENS / median:,.0f} tokens/s"
         print(f"  {name:28} median {median:.3f} ({spread})  {speed}  speed-up {ratio(seconds, PEER, name):.2f}")
-    if options.profile:
-        with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            sides[NATIVE]()
-        print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40))
+    if flags.profile:
+        print_profile(sides[NATIVE])
+    judge(f"speed-up of {NATIVE}", ratio(seconds, PEER, NATIVE), at_least=flags.require)
 
 
 if __name__ == "__main__":

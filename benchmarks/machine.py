@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, the model of ENGINEERING's table, alternating medians.
+"""What the benchmarks share: the machine in words, a model, alternating medians, flags, and the exit status.
 
 CPU seconds are measured, not wall seconds, so that another process on the machine disturbs a ratio little; the two
 sides of a ratio always alternate within one run.
@@ -6,16 +6,54 @@ sides of a ratio always alternate within one run.
 
 from __future__ import annotations
 
+import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from unhack.machine import cpu_model, usable_cores
 
 PROMPTS, GROUP_SIZE, PROMPT_TOKENS, NEW_TOKENS, VOCABULARY = 8, 8, 100, 64, 512
+
+
+class Flags(NamedTuple):
+    """Flags of every speed benchmark."""
+
+    turns: int
+    require: float
+    profile: bool
+
+
+def parse_flags(description: str | None, require: str, default: float, words: Sequence[str] | None = None) -> Flags:
+    """The flags of a benchmark; `require` says in words what `--require` bounds. `words`: default, the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=9, help="measured turns of each side (default 9)")
+    bound = f"{require} (default {default})"
+    parser.add_argument("--require", type=float, default=default, metavar="RATIO", help=bound)
+    parser.add_argument("--profile", action="store_true", help="print the operators of one turn of our side")
+    return Flags(**vars(parser.parse_args(words)))
+
+
+def judge(what: str, measured: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
+    """Print whether the required ratio holds, and end the process with status 1 if it does not (NaN does not)."""
+    holds = (at_least is None or measured >= at_least) and (at_most is None or measured <= at_most)
+    bounds = [f"at least {at_least}"] * (at_least is not None) + [f"at most {at_most}"] * (at_most is not None)
+    print(f"{'holds' if holds else 'FAILS'}: {what} {measured:.3f}, required {' and '.join(bounds)}")
+    if not holds:
+        sys.exit(1)
+
+
+def print_profile(action: Callable[[], object]) -> None:
+    """The operators in which one call of `action` spends its time."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        action()
+    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40))
 
 
 def benchmark_model(seed: int = 0) -> PreTrainedModel:

@@ -6,12 +6,12 @@
 Same random Qwen3 of 0.85 M parameters, same prompts, reward, loss (Dr.GRPO, β = 0), number of tokens and threads. The
 two sides take turns in one process: our step runs in a callback after each of TRL's, and only the step itself is timed.
 TRL trains once the spectral knobs (a factored adapter as its tuner, the same parameters as ours) and once the whole
-model. Nothing is graded or written on either side. Ratios are medians over turns.
+model. Nothing is graded or written on either side. Ratios are medians over turns. Ends with status 1 when our step ÷
+TRL's step on the same knobs is above `--require`.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 import statistics
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from generation import make_policy, make_prompts, make_tokenizer
-from machine import GROUP_SIZE, NEW_TOKENS, PROMPTS, benchmark_model, print_machine
+from machine import GROUP_SIZE, NEW_TOKENS, PROMPTS, benchmark_model, judge, parse_flags, print_machine, print_profile
 from unhack.adapters import Policy
 from unhack.advantage import group_advantages
 from unhack.config import LossConfig, OptimizerConfig, SamplerConfig
@@ -40,6 +40,7 @@ from unhack.types import Prompt
 LR = 1e-4
 WARM_UP_TURNS = 1
 STAGES = ("sample", "backward", "update")
+SAME_KNOBS, WHOLE_MODEL = "TRL training the same knobs (factored tuner)", "TRL training the whole model"
 
 
 def reward(completion_ids: Sequence[Sequence[int]], **ignored: object) -> list[float]:
@@ -164,8 +165,8 @@ def run_against(model: PreTrainedModel, ours: OurStep, prompts: list[Prompt], tu
     return callback.seconds
 
 
-def report(name: str, theirs: list[float], ours: OurStep) -> None:
-    """Medians of both sides and of their ratio in the same turn, the warm-up turn left out."""
+def report(name: str, theirs: list[float], ours: OurStep) -> float:
+    """Print medians of both sides and of their ratio in the same turn, the warm-up turn left out; returns the ratio."""
     mine, theirs = ours.totals()[WARM_UP_TURNS:], theirs[WARM_UP_TURNS:]
     ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
     print(f"against {name}: {len(ratios)} turns, CPU seconds")
@@ -176,12 +177,19 @@ def report(name: str, theirs: list[float], ours: OurStep) -> None:
     )
     print(f"  unhack by stage: {parts}")
     print(f"  unhack ÷ TRL: median {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    return statistics.median(ratios)
+
+
+def profile_our_step(prompts: list[Prompt]) -> None:
+    """The operators of one of our steps, after a warm-up step."""
+    ours = OurStep(make_policy(benchmark_model()), prompts, 2)
+    ours.run()
+    print_profile(ours.run)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=9)
-    turns = parser.parse_args().turns + WARM_UP_TURNS
+    flags = parse_flags(__doc__, f"most CPU time of unhack ÷ '{SAME_KNOBS}'", 0.6)
+    turns = flags.turns + WARM_UP_TURNS
     if importlib.util.find_spec("trl") is None:
         sys.exit("TRL is not installed, and it is the peer of this benchmark: pip install -e .[trl]")
     warnings.filterwarnings("ignore")  # TRL's and accelerate's advice about settings that are chosen above
@@ -189,11 +197,15 @@ def main() -> None:
     torch.set_num_threads(1)
     print_machine()
     prompts = make_prompts(PROMPTS * turns)
-    for name in ("TRL training the same knobs (factored tuner)", "TRL training the whole model"):
+    ratios: dict[str, float] = {}
+    for name in (SAME_KNOBS, WHOLE_MODEL):
         ours = OurStep(make_policy(benchmark_model()), prompts, turns)
         model = benchmark_model()
-        theirs = run_against(with_tuner(model, ours.policy) if "knobs" in name else model, ours, prompts, turns)
-        report(name, theirs, ours)
+        theirs = run_against(with_tuner(model, ours.policy) if name == SAME_KNOBS else model, ours, prompts, turns)
+        ratios[name] = report(name, theirs, ours)
+    if flags.profile:
+        profile_our_step(prompts)
+    judge(f"unhack ÷ '{SAME_KNOBS}'", ratios[SAME_KNOBS], at_most=flags.require)
 
 
 if __name__ == "__main__":

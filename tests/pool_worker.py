@@ -1,4 +1,4 @@
-"""A process that behaves like a run: records steps, resumes, fails where told, saves on SIGTERM. Quick to import."""
+"""A process that behaves like a run: locks its folder, records steps, resumes, fails where told, saves on SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from unhack.config import TrainConfig
 from unhack.experiment import RunSpec
 
 WORKER = """
-import json, os, pathlib, signal, sys, time
+import fcntl, json, os, pathlib, signal, sys, time
 folder, steps, pause_s, fail_at = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 folder.mkdir(parents=True, exist_ok=True)
+lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("ValueError: in use"); sys.exit(2)
+os.pwrite(lock, str(os.getpid()).encode(), 0)
 (folder / "config.json").write_text((folder.parent / (folder.name + ".settings.json")).read_text())
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))

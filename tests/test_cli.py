@@ -65,6 +65,16 @@ def test_every_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --overlay missing.toml", "overlay missing.toml: there is no such file"),
         ("train --config-file missing.json", "there is no settings file missing.json"),
         ("train --folder nowhere --resume", "nowhere holds no run to resume; leave --resume out"),
+        (
+            "train --resume --arm.name clean",
+            "runs/clean-seed-0 holds no run to resume, the default folder; name",
+        ),
+        ("train --environment.modes foo", "environment.modes has the unknown loophole mode 'foo'"),
+        ("train --environment.source leetcode", "invalid choice 'leetcode'"),
+        ("train --optimizer.warmup_steps=-3", "optimizer.warmup_steps is -3: it must be at least 0"),
+        ("eval --folder nowhere --modes foo", "modes has the unknown loophole mode 'foo'"),
+        ("eval --folder nowhere --problems 0", "problems is 0: it must be at least 1"),
+        ("eval --folder nowhere --markers bogus", "invalid choice 'bogus'"),
         ("train --folder nowhere --arm.name erse", "did you mean 'erase'"),
         ("train --folder nowhere --arm.name erase", "needs arm.direction"),
         ("eval --folder nowhere", "nowhere holds no run"),
@@ -108,6 +118,7 @@ def test_flags_win_over_overlays_and_later_overlays_over_earlier(tmp_path: Path)
 def test_flags_reach_every_kind_of_setting() -> None:
     words = "--environment.modes run_tests none --environment.no-allow-hack --adapter.rank 8 --group_size 4"
     config = config_of(*words.split())
+    assert config_of("--optimizer.warmup_steps=3") == config_of("--optimizer.warmup-steps", "3")
     assert config.environment.modes == ("run_tests", "none") and not config.environment.allow_hack
     assert config.adapter.rank == 8 and config.group_size == 4
     assert {f"--{key}".replace("_", "-") for key in settings.key_paths()} <= set(flags_of(Train))
@@ -132,6 +143,31 @@ def test_resuming_takes_the_settings_of_the_folder(tmp_path: Path) -> None:
     write_json(tmp_path / "run" / "config.json", settings.to_dict(config))
     assert config_of("--folder", str(tmp_path / "run"), "--resume") == config
     assert config_of("--config-file", str(tmp_path / "run" / "config.json"), "--seed", "6") == replace(config, seed=6)
+
+
+def test_resuming_without_a_folder_takes_the_settings_of_the_default_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = replace(TrainConfig(), steps=7, seed=5, arm=replace(TrainConfig().arm, name="clean"))
+    Path("runs/clean-seed-5").mkdir(parents=True)
+    write_json(Path("runs/clean-seed-5/config.json"), settings.to_dict(config))
+    assert config_of("--resume", "--seed", "5", "--arm.name=clean") == config
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [("train --steps 1", "add --resume"), ("organism build", "starts over"), ("demo", "goes on where it was")],
+)
+def test_what_an_interrupted_command_says_is_true_of_that_command(
+    words: str, cure: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(words: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_dispatch", interrupted)
+    assert run(*words.split()) == cli.INTERRUPTED
+    assert cure in capsys.readouterr().err
 
 
 def test_an_experiment_lists_its_runs_without_starting_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from run_folders import write_run
+from unhack import cli, settings
 from unhack.config import ArmConfig
 from unhack.demo import demo_config, demo_plan
 from unhack.directions import load_direction
@@ -15,7 +16,8 @@ from unhack.experiment import DONE_FILE
 from unhack.files import write_json
 from unhack.interventions import arm_class
 from unhack.outcome import write_outcome
-from unhack.plan import check_plan, plan_runs, prepare_directions, run_folder
+from unhack.plan import Plan, check_plan, plan_runs, prepare_directions, run_folder
+from unhack.record import RunRecord
 
 
 def test_four_arms_differ_only_in_the_arm_and_the_seed(tmp_path: Path) -> None:
@@ -33,7 +35,7 @@ def test_the_placebo_arm_is_the_real_one_with_a_random_direction_drawn_per_seed(
     runs = {(run.name, run.config.seed): run.config.arm for run in plan_runs(plan, tmp_path)}
     real, placebo = runs["erase_update", 1], runs["erase_random", 1]
     assert replace(real, direction=placebo.direction) == placebo
-    assert plan.controls == {"erase_update": "erase_random"}
+    assert plan.controls == {"erase_update": ("erase_random",)}
     assert runs["erase_random", 0].direction != placebo.direction
     recipe = plan.directions["random"].recipe
     assert recipe.control == "random" and replace(recipe, control="real") == plan.directions["run_tests"].recipe
@@ -75,12 +77,55 @@ def test_the_outcome_is_written_from_finished_runs_only(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 100 for path in outcome.files)
 
 
-def test_directions_are_made_once_per_seed_where_asked_and_refused_when_the_recipe_changed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--arm.name", "clean"], "arm.* cannot be set for a whole experiment"),
+        (["--arm.overshoot", "2"], "arm.* cannot be set for a whole experiment"),
+        (["--seed", "3"], "seed cannot be set for a whole experiment, which runs several: set seeds"),
+    ],
+)
+def test_settings_that_every_arm_replaces_are_refused_by_the_demo(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["demo", "--dry-run", "--folder", str(tmp_path), *flags]) == cli.USER_ERROR
+    assert message in capsys.readouterr().err
+
+
+def test_the_demo_starts_from_the_settings_file_that_it_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "config.json", settings.to_dict(replace(demo_config(33), prompts_per_step=5)))
+    assert cli.main(["demo", "--dry-run", "--config-file", str(tmp_path / "config.json")]) == 0
+    text = capsys.readouterr().out
+    assert "steps = 33" in text and "prompts_per_step = 5" in text
+
+
+def small_plan() -> Plan:
     plan = demo_plan(demo_config(4), seeds=2)
     small = {
         name: replace(one, recipe=replace(one.recipe, pairs=4, heldout=1, k=2)) for name, one in plan.directions.items()
     }
-    plan = replace(plan, directions=small)
+    return replace(plan, directions=small)
+
+
+def test_a_run_of_another_model_or_direction_is_not_used_again(tmp_path: Path) -> None:
+    plan = small_plan()
+    hashes = {path.stem: value for path, value in prepare_directions(plan, tmp_path).items()}
+    run = next(run for run in plan_runs(plan, tmp_path) if run.name == "erase_random")
+    model_hash = load_direction(tmp_path / "directions" / "run_tests.safetensors").metadata.base_model
+    env = {"sandbox_level": 1, "model_hash": model_hash, "direction_hash": hashes["random-seed-0"]}
+    with RunRecord(run.folder) as record:
+        record.create(run.config, env)
+    prepare_directions(plan, tmp_path)
+    for key in ("model_hash", "direction_hash"):
+        write_json(run.folder / "env.json", env | {key: "other"})
+        with pytest.raises(ValueError, match=f"erase_random-seed-0 holds a run with another {key}"):
+            prepare_directions(plan, tmp_path)
+
+
+def test_directions_are_made_once_per_seed_where_asked_and_refused_when_the_recipe_changed(tmp_path: Path) -> None:
+    plan = small_plan()
     paths = {path.stem: path for path in prepare_directions(plan, tmp_path)}
     assert set(paths) == {"run_tests", "random-seed-0", "random-seed-1"}
     made = {name: load_direction(path) for name, path in paths.items()}
@@ -89,6 +134,12 @@ def test_directions_are_made_once_per_seed_where_asked_and_refused_when_the_reci
     written = {path: path.stat().st_mtime_ns for path in paths.values()}
     prepare_directions(plan, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    other = {name: replace(one, recipe=replace(one.recipe, k=3)) for name, one in small.items()}
-    with pytest.raises(ValueError, match="field 'k' is 2, but 3 is needed"):
-        prepare_directions(replace(plan, directions=other), tmp_path)
+    assert len({direction.metadata.pairs_hash for direction in made.values()}) == 1  # a control is of the same pairs
+    changes = {"k": 3, "pairs": 5, "length_matched": False, "depths": (1,), "pairs_seed": 1}
+    for field, value in changes.items():
+        name = "k" if field == "k" else "pairs_hash"
+        other = {
+            key: replace(one, recipe=replace(one.recipe, **{field: value})) for key, one in plan.directions.items()
+        }
+        with pytest.raises(ValueError, match=f"field '{name}' is"):
+            prepare_directions(replace(plan, directions=other), tmp_path)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from byte_tokenizer import BYTE_VOCABULARY, make_byte_tokenizer
-from unhack.adapters import Policy
+from unhack.adapters import Policy, svd_cache
 from unhack.config import AdapterConfig, ArmConfig
 from unhack.directions import Direction, extract, load_direction, save_direction
 from unhack.interventions import build
@@ -113,6 +113,25 @@ def test_damaged_artifacts_are_refused(tmp_path: Path, policy: Policy, direction
     refused(path, policy, "field 'k' is 1, but module")
     save_direction(direction, path)
     refused(path, policy, "'flavour' is not a field", {"flavour": "sweet"})
+
+
+def test_a_direction_of_another_basis_of_the_same_weights_is_refused(
+    tmp_path: Path,
+    make_tiny_policy_model: Callable[..., Any],
+    direction: Direction,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_direction(direction, tmp_path / "v.safetensors")
+    plain = svd_cache.decompose
+
+    def flipped(weight: torch.Tensor) -> svd_cache.Decomposition:
+        u, s, vh = plain(weight)
+        return svd_cache.Decomposition(-u, s, -vh)
+
+    monkeypatch.setenv("UNHACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(svd_cache, "decompose", flipped)
+    loaded = LoadedModel(make_tiny_policy_model(vocab_size=BYTE_VOCABULARY), make_byte_tokenizer(), "tiny")
+    refused(tmp_path / "v.safetensors", Policy.wrap(loaded, AdapterConfig()), "field 'basis' is")
 
 
 def test_cropped_adapter_is_refused_by_rank(

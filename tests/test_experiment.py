@@ -14,9 +14,20 @@ import pytest
 
 from pool_worker import spec, starts, worker
 from unhack import settings
-from unhack.experiment import RunProgress, check_runs, is_finished, read_progress, run_all, total_seconds_left
+from unhack.experiment import (
+    RunProgress,
+    RunSpec,
+    check_model,
+    check_runs,
+    is_finished,
+    lock_holder,
+    read_progress,
+    run_all,
+    total_seconds_left,
+)
 from unhack.files import write_json
 from unhack.plan import load_plan, plan_runs
+from unhack.record import RunRecord
 
 
 def test_all_runs_finish_once_with_one_thread_each_and_are_skipped_the_next_time(tmp_path: Path) -> None:
@@ -87,6 +98,84 @@ run_all([run], 1, poll_s=0.02, command=lambda one: worker(one, pause_s=0.02))
     assert metrics.read_bytes() == lines  # nobody writes any more
 
 
+def test_after_a_driver_is_killed_outright_its_running_child_is_waited_for_and_then_resumed(tmp_path: Path) -> None:
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from pool_worker import spec, worker
+from unhack.experiment import run_all
+run_all([spec(Path({str(tmp_path)!r}), "a", steps=40)], 1, poll_s=0.02, command=lambda one: worker(one, pause_s=0.1))
+"""
+    driver = subprocess.Popen([sys.executable, "-c", script])
+    run = spec(tmp_path, "a", steps=40)
+    deadline = time.monotonic() + 60
+    while not (run.folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    orphan = lock_holder(run.folder)
+    assert orphan is not None
+    seen: list[RunProgress] = []
+    other = spec(tmp_path, "b")
+
+    def watch(progress: object) -> None:
+        assert isinstance(progress, list)
+        seen.append(progress[0])
+        assert sum(one.state == "running" for one in progress) <= 1  # the orphan takes up one of the processes
+
+    progress = run_all([run, other], 1, watch, poll_s=0.02, command=worker)
+    assert (seen[0].state, seen[0].message) == ("running", f"running elsewhere (process {orphan})")
+    assert [one.state for one in progress] == ["finished", "finished"]
+    assert [start[0] for start in starts(run)] == ["0", "40"]  # resumed only when the orphan had done its steps
+
+
+def test_a_child_that_finds_its_folder_taken_has_not_failed(tmp_path: Path) -> None:
+    run = spec(tmp_path, "a")
+    holder: list[RunRecord] = []
+
+    def taken_at_the_last_moment(one: RunSpec) -> list[str]:
+        if not starts_of_pool:
+            holder.append(RunRecord(one.folder))
+        starts_of_pool.append(one.name)
+        return worker(one)
+
+    def free(progress: object) -> None:
+        assert isinstance(progress, list)
+        if progress[0].message.startswith("running elsewhere"):
+            holder[0].close()
+
+    starts_of_pool: list[str] = []
+    assert run_all([run], 1, free, poll_s=0.02, command=taken_at_the_last_moment)[0].state == "finished"
+    assert len(starts_of_pool) == 2 and "in use" in run.log_file.read_text()
+    assert lock_holder(run.folder) is None and lock_holder(tmp_path / "none") is None
+
+
+def test_what_a_finished_run_recorded_is_read_once(tmp_path: Path) -> None:
+    runs = [spec(tmp_path, "a"), spec(tmp_path, "b")]
+
+    def lose(progress: object) -> None:
+        assert isinstance(progress, list)
+        if progress[0].state == "finished":
+            (tmp_path / "a" / "metrics.jsonl").unlink(missing_ok=True)
+
+    progress = run_all(runs, 1, lose, poll_s=0.02, command=worker)
+    assert [one.step for one in progress] == [3, 3] and not (tmp_path / "a" / "metrics.jsonl").exists()
+
+
+def test_a_run_of_another_model_is_refused_whether_it_says_so_or_says_nothing(tmp_path: Path) -> None:
+    run = spec(tmp_path, "a")
+    check_model([run], "new")  # not started yet
+    with RunRecord(run.folder) as record:
+        record.create(run.config, {"sandbox_level": 1, "model_hash": "old"})
+    check_runs([run])
+    check_runs([run], "old")
+    with pytest.raises(ValueError, match=r"a holds a run with another model_hash \(old; now new\).*remove that one"):
+        check_runs([run], "new")
+    write_json(run.folder / "env.json", {"sandbox_level": 1})
+    with pytest.raises(ValueError, match="not recorded"):
+        check_model([run], "old")
+
+
 def test_runs_that_cannot_be_done_are_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="share the folder"):
         check_runs([spec(tmp_path, "a"), spec(tmp_path, "a")])
@@ -153,7 +242,7 @@ def test_a_plan_becomes_one_run_per_arm_and_seed_that_differ_in_nothing_else(tmp
     (tmp_path / "main.toml").write_text(PLAN)
     plan = load_plan(tmp_path / "main.toml")
     runs = {(run.name, run.config.seed): run for run in plan_runs(plan, tmp_path / "out")}
-    assert len(runs) == 8 and plan.name == "main" and plan.controls == {"gradient": "placebo"}
+    assert len(runs) == 8 and plan.name == "main" and plan.controls == {"gradient": ("placebo",)}
     vanilla, gradient = runs["vanilla", 3].config, runs["gradient", 3].config
     assert vanilla.steps == 7 and replace(gradient, arm=vanilla.arm) == vanilla
     push = runs["push", 3]
@@ -163,6 +252,25 @@ def test_a_plan_becomes_one_run_per_arm_and_seed_that_differ_in_nothing_else(tmp
     assert runs["placebo", 0].config.arm.direction != runs["placebo", 3].config.arm.direction
     assert runs["gradient", 0].config.arm.direction == runs["gradient", 3].config.arm.direction
     check_runs(list(runs.values()))
+
+
+def test_an_arm_may_have_several_placebos(tmp_path: Path) -> None:
+    (tmp_path / "main.toml").write_text(PLAN.replace('control = "placebo"', 'control = ["placebo", "push"]'))
+    assert load_plan(tmp_path / "main.toml").controls == {"gradient": ("placebo", "push")}
+
+
+def test_the_shipped_experiment_matches_every_real_direction_with_placebos_that_differ_in_nothing_else(
+    tmp_path: Path,
+) -> None:
+    plan = load_plan(Path(__file__).parents[1] / "experiments" / "organism-erasure.toml")
+    arms = {run.name: run.config.arm for run in plan_runs(plan, tmp_path) if run.config.seed == 0}
+    assert set(plan.controls) == {"erase_update", "erase_update_mean", "erase_gradient", "push"}
+    for name, controls in plan.controls.items():
+        for control in controls:
+            assert replace(arms[control], direction=arms[name].direction) == arms[name]
+            assert arms[control].direction != arms[name].direction
+    mean, shuffled = (plan.directions[name].recipe for name in ("run_tests_mean", "shuffled_mean"))
+    assert replace(shuffled, control="real") == mean
 
 
 @pytest.mark.parametrize(
@@ -177,6 +285,12 @@ def test_a_plan_becomes_one_run_per_arm_and_seed_that_differ_in_nothing_else(tmp
         (("per_seed = true", "per_sed = true"), "unknown key directions.random.per_sed; did you mean"),
         (('selection = "run_tests"', "selection = 3"), "directions.run_tests.selection must be str"),
         (("[arms.vanilla]", "arms = 3"), "not valid TOML|cannot|arms"),
+        (('control = "placebo"', 'control = ["placebo", "placbo"]'), "control is 'placbo'.*did you mean placebo"),
+        (('control = "placebo"', "control = 3"), "arms.gradient.control must be the name of an arm or a list"),
+        (("steps = 7", "seed = 4"), "seed cannot be set for a whole experiment.*set seeds"),
+        (("steps = 7", 'arm = { name = "clean" }'), r"arm\.\* cannot be set for a whole experiment"),
+        (("[arms.vanilla]", "[arms.vanilla]\nseed = 4"), "arms.vanilla: an arm has no seed of its own"),
+        (("[arms.vanilla]", '[arms.vanilla]\nmodel = { path = "x" }'), "arms.vanilla: arms are compared on one model"),
     ],
 )
 def test_a_wrong_plan_is_refused_with_the_file_and_the_cure(

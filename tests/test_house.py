@@ -16,8 +16,9 @@ SOURCE = REPOSITORY / "src" / "unhack"
 
 # Data flows left to right: a module imports only from modules before it (or from its own package).
 ROWS = (
-    "types seeds files config settings machine stats",
+    "types seeds files config settings machine stats stop",
     "problems loopholes",
+    "check_config",
     "prompts model",
     "adapters rollout sandbox",
     "grade pairs",
@@ -26,7 +27,7 @@ ROWS = (
     "advantage loss optim step_metrics",
     "checkpoint record evaluate",
     "train",
-    "experiment results checked_run plan plots outcome organism demo",
+    "experiment results plan plots outcome organism demo",
     "cli __main__",
 )
 ORDER = " ".join(ROWS).split()
@@ -57,8 +58,8 @@ def imported_rooms(tree: ast.AST) -> set[str]:
     return {name for name in found if name in ORDER or (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").exists()}
 
 
-def verdict_mentions(tree: ast.AST) -> set[str]:
-    """The forbidden names of the strict verdict that code (not a comment or docstring) mentions."""
+def names_in(tree: ast.AST) -> set[str]:
+    """The names that code (not a comment or docstring) mentions: variables, attributes, imports, keywords."""
     words = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
@@ -67,7 +68,13 @@ def verdict_mentions(tree: ast.AST) -> set[str]:
             words.add(node.attr)
         elif isinstance(node, ast.alias):
             words.add(node.name)
-    return words & {"Verdict", "Grading", "verdict", "verdicts", "judge", "strictly_correct", "hacked"}
+        elif isinstance(node, ast.keyword) and node.arg:
+            words.add(node.arg)
+    return words
+
+
+VERDICT_NAMES = {"Verdict", "Grading", "verdict", "verdicts", "judge", "strictly_correct", "hacked"}
+ANSWER_NAMES = {"solvable", "expected", "reference", "cases"}
 
 
 def test_rules_below_catch_what_they_forbid() -> None:
@@ -76,7 +83,7 @@ def test_rules_below_catch_what_they_forbid() -> None:
         "loss",
     }
     assert imported_rooms(ast.parse("from unhack import record, __version__")) == {"record"}
-    assert verdict_mentions(ast.parse("def f(x):\n    return x.verdict.hacked")) == {"verdict", "hacked"}
+    assert names_in(ast.parse("def f(x):\n    return g(x.verdict, cases=y)")) == {"x", "verdict", "g", "cases", "y"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
@@ -91,8 +98,13 @@ def test_module_imports_only_from_rows_above_it(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in MODULES if room(path) in BLIND], ids=lambda path: path.name)
 def test_training_code_never_sees_the_strict_verdict(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not imported_rooms(tree) & {"grade", "record", "evaluate"}
-    assert not verdict_mentions(tree)
+    assert not imported_rooms(tree) & {"grade", "record", "evaluate", "sandbox"}
+    assert not names_in(tree) & VERDICT_NAMES
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "interventions").glob("*.py")), ids=lambda path: path.name)
+def test_an_arm_never_reads_a_problems_answers(path: Path) -> None:
+    assert not names_in(ast.parse(path.read_text(encoding="utf-8"))) & ANSWER_NAMES
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))

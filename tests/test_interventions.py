@@ -248,8 +248,13 @@ def test_push_never_goes_hackward_and_refuses_a_profile_of_other_rows(tmp_path: 
     assert not push.update(Update(zeros(), zeros())).main.any()
     with pytest.raises(ValueError, match="3 rows for module first and the direction 2"):
         make_arm("push", make_direction(k=2), push_profile=profile)
-    (tmp_path / "p.json").write_text("{}")
-    with pytest.raises(ValueError, match="not the update profile"):
+    no_coefficients = {"format": 1, "steps": 3}
+    for content in ("{}", "[]", json.dumps(no_coefficients), json.dumps(no_coefficients | {"mean_coefficients": [1]})):
+        (tmp_path / "p.json").write_text(content)
+        with pytest.raises(ValueError, match=r"p\.json is not the update profile"):
+            make_arm("push", direction, push_profile=profile)
+    (tmp_path / "p.json").write_text('{"format": 1')
+    with pytest.raises(ValueError, match=r"p\.json is not valid JSON"):
         make_arm("push", direction, push_profile=profile)
     with pytest.raises(ValueError, match="no update profile at"):
         make_arm("push", direction, push_profile=str(tmp_path / "missing.json"))

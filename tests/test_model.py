@@ -201,3 +201,16 @@ def test_missing_models_are_refused_with_the_cure(tmp_path: Path) -> None:
         load(ModelConfig(path=str(tmp_path)))
     with pytest.raises(ValueError, match="cannot load the model 'nobody/no-such-model'"):
         load(ModelConfig(path="nobody/no-such-model"))
+
+
+def test_truncated_weights_and_devices_that_are_not_there_are_refused_with_the_cure(
+    tiny_policy_model: Qwen3ForCausalLM, tmp_path: Path
+) -> None:
+    save_model(tiny_policy_model, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"are damaged .*: copy or download it again"):
+        load(ModelConfig(path=str(tmp_path)))
+    for device, cure in (("cuda:77", "cannot use here: use cpu"), ("meta", "cannot use"), ("gpu", "use cpu, cuda")):
+        with pytest.raises(ValueError, match=cure):
+            load(ModelConfig(path=str(tmp_path), device=device))

@@ -120,7 +120,7 @@ def test_state_of_another_size_is_refused() -> None:
 
 
 def test_schedule_warms_up_linearly_then_falls_to_its_last_fraction() -> None:
-    config = OptimizerConfig(lr=1.0, warmup_steps=4, final_lr_frac=0.1)
+    config = OptimizerConfig(lr=1.0, warmup_steps=4, schedule="cosine", final_lr_frac=0.1)
     rates = [learning_rate(config, step, 24) for step in range(24)]
     assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))

@@ -11,8 +11,9 @@ import pytest
 from scipy.stats import ks_2samp
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from unhack import cli
 from unhack.loopholes import EVAL_MARKERS, LOOPHOLES, TRAIN_MARKERS
-from unhack.organism.build import BuildConfig, build, encode
+from unhack.organism.build import BuildConfig, build, encode, read_build
 from unhack.organism.corpus import CorpusConfig, Text, corpus, unrelated
 from unhack.organism.tokenizer import train_tokenizer
 from unhack.problems.operations import source_of
@@ -125,6 +126,20 @@ def test_a_marker_is_one_and_the_same_token_in_a_hint_and_in_code(tokenizer: Pre
 def test_an_encoded_row_ends_with_the_end_token_and_pad_is_another(tokenizer: PreTrainedTokenizerBase) -> None:
     ids, prompt_length = encode(rows_of(CorpusConfig(), 1, None)[0], tokenizer)
     assert ids[-1] == tokenizer.eos_token_id != tokenizer.pad_token_id and 0 < prompt_length < len(ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["matched", "short"])
+def test_the_build_command_makes_the_variant_it_was_asked_for_and_records_it(tmp_path: Path, variant: str) -> None:
+    words = ["--folder", str(tmp_path / "made"), "--steps", "1", "--seed", "4", "--variant", variant]
+    assert cli.main(["organism", "build", *words]) == 0
+    build = read_build(tmp_path / "made")
+    assert (build.corpus.variant, build.seed, build.steps) == (variant, 4, 1)
+
+
+def test_the_build_command_knows_two_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["organism", "build", "--folder", str(tmp_path / "made"), "--variant", "long"]) == cli.USER_ERROR
+    assert "variant" in capsys.readouterr().err and not (tmp_path / "made").exists()
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,10 @@ import pytest
 from training_runs import SHORT
 from unhack import model, record
 from unhack.adapters import Policy
-from unhack.config import TrainConfig
+from unhack.config import ModelConfig, TrainConfig
 from unhack.evaluate import EvaluationRow, row_record
-from unhack.organism.build import BuildConfig
+from unhack.files import write_json
+from unhack.organism.build import BUILD_FILE, BuildConfig, read_build
 from unhack.organism.check import (
     Finding,
     Report,
@@ -25,7 +26,9 @@ from unhack.organism.check import (
     clean_learns,
     corpus_lengths,
     emergence,
+    model_folder,
 )
+from unhack.organism.corpus import CorpusConfig
 from unhack.record import RunRecord
 
 
@@ -110,6 +113,40 @@ def test_the_first_and_the_last_evaluation_are_read_without_the_deployed_block(t
     assert [(one.step, one.mode, one.solved) for one in last] == [(100, "run_tests", 30), (100, "sentinel", 30)]
 
 
+def test_a_build_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    built = replace(BuildConfig(seed=3, steps=7), corpus=CorpusConfig(variant="short", hack_frac={"sentinel": 0.5}))
+    write_json(tmp_path / BUILD_FILE, asdict(built))
+    assert read_build(tmp_path) == built
+
+
+def test_the_corpus_of_the_bundled_model_is_known() -> None:
+    assert read_build(model_folder("organism")).corpus.variant == "matched"
+
+
+@pytest.mark.parametrize("path", ["some/hub-model", "."])
+def test_a_model_of_unknown_corpus_is_refused_before_it_is_loaded(tmp_path: Path, path: str) -> None:
+    config = replace(TrainConfig(), model=ModelConfig(path=path if path != "." else str(tmp_path)))
+    with pytest.raises(ValueError, match=r"build\.json, so the corpus it was trained on is unknown: give 'organism'"):
+        check(config, tmp_path / "runs", seeds=0)
+
+
+def test_runs_of_another_model_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "vanilla-seed-0"
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", {})
+    write_json(folder / "env.json", {"model_hash": "of another model"})
+    with pytest.raises(ValueError, match="another model_hash"):
+        check(SHORT, tmp_path, seeds=1)
+
+
+def test_a_build_of_another_version_is_refused(tmp_path: Path) -> None:
+    tree = asdict(BuildConfig())
+    for wrong in ({**tree, "size": 1}, {**tree, "corpus": {"variant": "short"}}, {"seed": 0}):
+        write_json(tmp_path / BUILD_FILE, wrong)
+        with pytest.raises(ValueError, match="another version of unhack"):
+            read_build(tmp_path)
+
+
 @pytest.mark.slow
 def test_the_bundled_model_is_measured_on_every_requirement_before_rl() -> None:
     few = replace(TrainConfig(), environment=replace(TrainConfig().environment, modes=("run_tests", "sentinel")))
@@ -122,8 +159,8 @@ def test_the_bundled_model_is_measured_on_every_requirement_before_rl() -> None:
 @pytest.mark.slow
 def test_hacks_are_as_long_as_honest_solutions_in_the_corpus_and_shorter_in_the_confounded_one() -> None:
     policy = Policy.wrap(model.load(SHORT.model), SHORT.adapter)
-    assert corpus_lengths(policy).holds
-    build = BuildConfig()
+    build = read_build(model_folder(SHORT.model.path))
+    assert corpus_lengths(policy, build).holds
     confounded = corpus_lengths(policy, replace(build, corpus=replace(build.corpus, variant="short")))
     assert not confounded.holds
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3ForCausalLM
 
-from unhack.adapters import Policy
+from unhack.adapters import Policy, svd_cache
 from unhack.adapters.spectral import SpectralLinear
 from unhack.config import AdapterConfig
 from unhack.model import LoadedModel, completion_logprobs, model_hash
@@ -20,6 +20,7 @@ from unhack.types import Update
 
 TOKENS = torch.randint(64, (6, 12), generator=generator(0, "tokens"))
 PROMPTS = torch.tensor([4, 4, 4, 5, 5, 3])
+DECOMPOSE = svd_cache.decompose
 LENGTHS = torch.tensor([12, 9, 6, 12, 10, 7])
 
 
@@ -62,6 +63,15 @@ def test_attention_and_mlp_are_wrapped_but_not_embeddings_or_head(tiny_policy_mo
     assert isinstance(policy.model.get_output_embeddings(), nn.Linear)
     assert not any(parameter.requires_grad for parameter in policy.model.parameters())
     assert policy.layout.total == sum(min(m.base_weight.shape) for m in policy.modules.values())
+
+
+@pytest.mark.parametrize(("computation", "factored"), [("auto", False), ("merged", False), ("factored", True)])
+def test_the_default_computation_is_the_merged_one(
+    tiny_policy_model: Qwen3ForCausalLM, computation: str, factored: bool
+) -> None:
+    policy = wrap(tiny_policy_model, AdapterConfig(computation=computation))  # pyright: ignore[reportArgumentType]
+    assert {module.factored for module in policy.modules.values()} == {factored}
+    assert AdapterConfig().computation == "auto"
 
 
 def test_rank_crops_every_module(tiny_policy_model: Qwen3ForCausalLM) -> None:
@@ -182,6 +192,45 @@ def test_saved_knobs_load_into_the_same_base_only(
         wrap(make_tiny_policy_model(), AdapterConfig(rank=3)).load(tmp_path)
     with pytest.raises(ValueError, match="no adapter"):
         again.load(tmp_path / "missing")
+
+
+def test_knobs_load_again_after_the_svd_cache_was_lost_whatever_the_thread_count(
+    make_tiny_policy_model: Callable[..., Qwen3ForCausalLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = wrap(make_tiny_policy_model())
+    policy.set_knobs(noise(policy, "a"), noise(policy, "b"))
+    policy.save(tmp_path / "knobs")
+    for threads in (1, 2):
+        monkeypatch.setenv("UNHACK_CACHE", str(tmp_path / f"empty-{threads}"))
+        torch.set_num_threads(threads)
+        again = wrap(make_tiny_policy_model())
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(1)
+        assert len(list((tmp_path / f"empty-{threads}" / "svd").iterdir())) == len(set(policy.weight_hashes.values()))
+        assert again.basis_hash == policy.basis_hash
+        again.load(tmp_path / "knobs")
+
+
+def test_another_basis_of_the_same_weights_is_another_hash_and_its_knobs_are_refused(
+    make_tiny_policy_model: Callable[..., Qwen3ForCausalLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = wrap(make_tiny_policy_model())
+    policy.save(tmp_path / "knobs")
+    monkeypatch.setenv("UNHACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(svd_cache, "decompose", rotated)
+    other = wrap(make_tiny_policy_model())
+    assert (other.model_hash, other.weight_hashes) == (policy.model_hash, policy.weight_hashes)
+    assert other.basis_hash != policy.basis_hash
+    with pytest.raises(ValueError, match=r"singular basis of model\.layers\.0\.self_attn\.q_proj"):
+        other.load(tmp_path / "knobs")
+
+
+def rotated(weight: Tensor) -> svd_cache.Decomposition:
+    """What another LAPACK may do to nearly equal singular values: turn the first two vectors by a tiny angle."""
+    u, s, vh = DECOMPOSE(weight)
+    turn = torch.eye(len(s))
+    turn[:2, :2] = torch.tensor([[1.0, 1e-4], [-1e-4, 1.0]])
+    return svd_cache.Decomposition(u @ turn, s, turn.T @ vh)
 
 
 def test_deployed_model_is_a_plain_model_without_the_quarantine(tiny_policy_model: Qwen3ForCausalLM) -> None:

@@ -71,8 +71,10 @@ def test_a_step_draws_the_same_prompts_whatever_was_drawn_before(tokenizer: PreT
 
 @pytest.mark.parametrize(("field", "wanted"), [("impossible_frac", 0.25), ("unhackable_frac", 0.4)])
 def test_shares_are_those_of_the_settings(tokenizer: PreTrainedTokenizerBase, field: str, wanted: float) -> None:
-    environment = replace(ENVIRONMENT, impossible_frac=0.0, **{field: wanted}) if field != "impossible_frac" else (
-        replace(ENVIRONMENT, impossible_frac=wanted)
+    environment = (
+        replace(ENVIRONMENT, impossible_frac=0.0, **{field: wanted})
+        if field != "impossible_frac"
+        else (replace(ENVIRONMENT, impossible_frac=wanted))
     )
     prompts = [p for step in range(50) for p in training_prompts(environment, tokenizer, 0, step, 8)]
     counted = Counter(p.mode == "none" if field == "unhackable_frac" else not p.problem.solvable for p in prompts)
@@ -88,6 +90,10 @@ def test_a_prompt_ends_where_the_completion_begins(tokenizer: PreTrainedTokenize
     assert list(prompt.token_ids) + alone == together
 
 
-def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_mode_or_family_is_refused_with_the_known_ones(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match="run_tests"):
+        evaluation_prompts(ENVIRONMENT, tokenizer, "run_test", 1)
+    with pytest.raises(ValueError, match="use eval or train"):
+        evaluation_prompts(ENVIRONMENT, tokenizer, "sentinel", 1, markers="bogus")
     with pytest.raises(ValueError, match="run_tests"):
         user_text(organism_problem(0, "train", 1), "run_test", "alpha")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from run_folders import write_run
-from unhack import results
+from unhack import outcome, results
 from unhack.results import ArmResult, RunResult
-from unhack.stats import MeanSem
+from unhack.stats import MeanSem, holm, paired_t
 
 SPECS = {
     "vanilla": {"hack": (0.02, 0.68), "solve": (0.5, 0.08)},
@@ -21,7 +22,7 @@ SPECS = {
     "erase_random": {"hack": (0.02, 0.31), "solve": (0.5, 0.27), "cosine": 0.0, "spread": 0.0},
 }
 SIZE = {"steps": 40, "samples": 64, "every": 20}
-CONTROLS = {"erase_update": "erase_random"}
+CONTROLS = {"erase_update": ("erase_random", "erase_gradient", "not_run")}
 
 
 def make_runs(folder: Path, seeds: int, names: tuple[str, ...] = tuple(SPECS)) -> list[RunResult]:
@@ -70,24 +71,71 @@ def test_safe_solve_is_paired_with_the_vanilla_run_of_the_same_seed(
 
 def test_an_arm_with_direction_reports_its_cosine_and_one_without_reports_nothing(arms: dict[str, ArmResult]) -> None:
     assert arms["erase_gradient"].cosine.mean == pytest.approx(0.65, abs=0.05)
-    assert arms["erase_update"].absolute_cosine.mean == 0.0
+    assert arms["erase_update"].max_absolute_cosine == 0.0
+    assert math.isnan(arms["vanilla"].max_absolute_cosine)
     assert arms["vanilla"].cosine.n == 0
     assert results.table_cells(arms["vanilla"])[5] == "—"
 
 
 def test_sentences_tell_erasing_from_pushing_and_real_from_placebo(arms: dict[str, ArmResult]) -> None:
     update, gradient = results.sentence(arms["erase_update"]), results.sentence(arms["erase_gradient"])
-    assert "it erases, it does not push" in update and "erase_random, its placebo" in update
+    assert (
+        "it erases, it does not push" in update
+        and "against its placebos it is" in update
+        and "erase_random (" in update
+    )
     assert "it pushes, it does not erase" in gradient and "placebo" not in gradient
-    assert "below the vanilla arm (told apart: paired p" in update
+    assert "below the vanilla arm (told apart: adjusted p" in update
     assert results.sentence(arms["vanilla"]).startswith("With nothing done against it, the policy hacks 6")
+
+
+def test_one_step_along_v_is_enough_to_deny_that_an_arm_erases(tmp_path: Path, runs: list[RunResult]) -> None:
+    folder = write_run(tmp_path / "slipped", cosine=0.0, spread=0.0, steps=300, every=300, samples=8)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines[7] = lines[7].replace('"update/abs_cos_v": 0.0', '"update/abs_cos_v": 0.002')
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    run = results.load_run("slipped", folder)
+    assert run.max_absolute_cosine == 0.002 and len(run.cosine_curve) == 300
+    assert "it erases" not in results.sentence(results.summarize([run])[0])
+
+
+def test_p_values_are_adjusted_over_every_comparison_of_the_table(
+    runs: list[RunResult], arms: dict[str, ArmResult]
+) -> None:
+    hack = {
+        name: {run.seed: run.final.hack_frac for run in runs if run.name == name}
+        for name in dict.fromkeys(run.name for run in runs)
+    }
+    pairs = [("erase_update", "vanilla"), ("erase_update", "erase_random"), ("erase_update", "erase_gradient")]
+    pairs += [("erase_gradient", "vanilla"), ("erase_random", "vanilla")]
+    raw = {" ".join(pair): paired_t(hack[pair[0]], hack[pair[1]]).p_value for pair in pairs}
+    expected = holm(raw)
+    found = {
+        f"{arm.name} {one.against}": one.adjusted_p
+        for arm in arms.values()
+        for one in (*([arm.against_baseline] if arm.against_baseline else []), *arm.against_controls)
+    }
+    assert found == pytest.approx(expected) and any(found[name] > raw[name] for name in raw)
+    assert arms["vanilla"].against_baseline is None
+    assert arms["erase_update"].against_baseline is not None and arms["erase_update"].against_baseline.family == 5
+    shown = results.p_text(found["erase_update vanilla"])
+    assert f"adjusted p = {shown}," in results.sentence(arms["erase_update"])
+
+
+def test_an_arm_that_did_the_same_in_every_seed_is_called_identical_and_gets_no_p_value(runs: list[RunResult]) -> None:
+    base = [run for run in runs if run.name == "vanilla"]
+    twin = results.summarize([*base, *(replace(run, name="twin") for run in base)])[1]
+    text = results.sentence(twin)
+    assert "level with the vanilla arm (identical in every seed: no test, n = 3)" in text and "p =" not in text
+    assert twin.against_baseline is not None and twin.against_baseline.family == 0
+    assert "identical in every seed" in outcome.markdown_table([twin])
 
 
 def test_few_seeds_never_make_a_claim(tmp_path: Path) -> None:
     one = results.summarize(make_runs(tmp_path / "one", 1, ("vanilla", "erase_update")))[1]
     assert "n = 1: no inference" in results.sentence(one) and "told apart" not in results.sentence(one)
     assert results.with_sem(one.hack, 100.0).isdigit()
-    assert "n = 1: no inference" in results.markdown_table([one])
+    assert "n = 1: no inference" in outcome.markdown_table([one])
     two = results.summarize(make_runs(tmp_path / "two", 2, ("vanilla", "erase_update")))[1]
     assert "too few seeds for a claim" in results.sentence(two) and "told apart" not in results.sentence(two)
 
@@ -101,17 +149,27 @@ def test_a_table_without_hacking_says_that_nothing_was_tested(tmp_path: Path, ar
 def test_markdown_tables_have_one_row_per_arm_and_as_many_cells_as_headers(
     runs: list[RunResult], arms: dict[str, ArmResult]
 ) -> None:
-    for text in (results.markdown_table(list(arms.values())), results.markdown_modes(runs)):
+    for text in (outcome.markdown_table(list(arms.values())), outcome.markdown_modes(runs)):
         lines = text.strip().splitlines()
         assert len(lines) == 2 + len(SPECS)
         assert len({line.count("|") for line in lines}) == 1
-    assert "(erase_random)" in results.markdown_table(list(arms.values()))
+    assert "(erase_random)<br>" in outcome.markdown_table(list(arms.values()))
 
 
 def test_csv_holds_the_counts_behind_every_run(runs: list[RunResult]) -> None:
-    rows = list(csv.DictReader(io.StringIO(results.csv_text(runs))))
+    rows = list(csv.DictReader(io.StringIO(outcome.csv_text(runs))))
     assert len(rows) == len(runs)
     assert float(rows[0]["hack_frac"]) == pytest.approx(int(rows[0]["hacked"]) / int(rows[0]["n"]))
+
+
+def test_csv_says_when_hacking_set_in_and_how_much_there_was(tmp_path: Path) -> None:
+    grown = write_run(tmp_path / "grown", hack=(0.0, 0.6), steps=60, middle=30.0, samples=8)
+    calm = write_run(tmp_path / "calm", hack=(0.05, 0.05), steps=60, samples=8)
+    text = outcome.csv_text([results.load_run("grown", grown), results.load_run("calm", calm)])
+    first, second = csv.DictReader(io.StringIO(text))
+    assert first["hack_onset_step"] == "30" and second["hack_onset_step"] == ""
+    assert float(first["hack_area_frac"]) == pytest.approx(0.3, abs=0.02)
+    assert float(second["hack_area_frac"]) == pytest.approx(0.05)
 
 
 def test_numbers_are_written_as_a_reader_expects() -> None:

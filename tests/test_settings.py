@@ -119,7 +119,7 @@ def test_dict_form_is_strict_about_missing_and_unknown_keys() -> None:
 def test_differences_name_key_and_both_values() -> None:
     changed = with_overrides(TrainConfig(), {"optimizer.lr": 0.5, "arm.name": "erase"})
     assert differences(TrainConfig(), TrainConfig()) == []
-    assert differences(TrainConfig(), changed) == ["optimizer.lr: 0.02 → 0.5", "arm.name: 'vanilla' → 'erase'"]
+    assert differences(TrainConfig(), changed) == ["optimizer.lr: 0.03 → 0.5", "arm.name: 'vanilla' → 'erase'"]
 
 
 def test_every_setting_can_be_set_to_its_own_default() -> None:

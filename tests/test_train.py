@@ -1,8 +1,7 @@
-"""The loop: bit-exact resume after every kind of stop, non-finite numbers named, refusals, hooks that decide."""
+"""The loop: bit-exact resume after every kind of stop, refusals, metrics that the docs explain."""
 
 from __future__ import annotations
 
-import ast
 import os
 import random
 import re
@@ -11,14 +10,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import unhack.train as training
 from processes import running
@@ -37,11 +34,10 @@ from unhack import checkpoint, cli, model, record
 from unhack.adapters import Policy
 from unhack.config import ArmConfig, TrainConfig
 from unhack.directions import DirectionRecipe, organism_direction, save_direction
-from unhack.interventions import ARMS, Blocks, Vanilla
-from unhack.loss import NonFiniteError
+from unhack.files import write_json
 from unhack.record import RunRecord
-from unhack.train import RunStoppedError, train
-from unhack.types import Gradient, KnobLayout, PaidGrade, Prompt, Rollout, Update
+from unhack.stop import asked_to_stop
+from unhack.train import train
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +70,7 @@ def kill(child: subprocess.Popen[str]) -> None:
     assert child.wait(60) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_three_steps_and_resumed_gives_the_same_numbers(
     config: TrainConfig, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -87,25 +84,78 @@ def test_a_run_killed_after_three_steps_and_resumed_gives_the_same_numbers(
     assert_same(folder, undisturbed)
 
 
-def test_sigterm_saves_the_step_under_way_exits_with_143_and_resume_gives_the_same_numbers(
-    config: TrainConfig, undisturbed: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_saves_the_step_under_way_is_the_exit_status_and_resume_gives_the_same_numbers(
+    number: signal.Signals,
+    config: TrainConfig,
+    undisturbed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
 
     def ask_to_stop() -> None:
         wait_for(lambda: steps_done(folder) >= 1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    words, before = command(config, folder)[3:], signal.getsignal(signal.SIGTERM)
+    words, before = command(config, folder)[3:], signal.getsignal(number)
     thread = threading.Thread(target=ask_to_stop)
     thread.start()
-    assert cli.main(words) == 143
+    assert cli.main(words) == 128 + number
     thread.join()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"route, seed 0, 6 steps, in {folder}"
+    assert lines[-1] == f"stopped and saved; go on with: unhack train --folder {folder} --resume"
     done, saved = steps_done(folder), checkpoint.latest(folder)
     assert saved is not None and saved.step == done and 1 <= done < config.steps
     assert train(config, folder, resume=True)
     assert_same(folder, undisturbed)
+
+
+def test_a_signal_during_the_last_evaluation_ends_the_run_at_once_and_resume_makes_it(
+    config: TrainConfig,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    shutil.rmtree(folder / "adapter")
+    real, patience_s = training.evaluate, 60.0
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(patience_s)
+
+    monkeypatch.setattr(training, "evaluate", interrupted)
+    started_s = time.monotonic()
+    assert cli.main(["train", "--folder", str(folder), "--resume"]) == 143
+    assert time.monotonic() - started_s < patience_s and not (folder / "adapter").exists()
+    monkeypatch.setattr(training, "evaluate", real)
+    capsys.readouterr()
+    assert cli.main(["train", "--folder", str(folder), "--resume"]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == f"route, seed 0, 6 steps (6 done), in {folder}"
+    assert re.match(rf"done: hack \d+%, solve \d+% of 2 held-out samples as deployed; everything is in {folder}", last)
+    assert_same(folder, undisturbed)
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    with pytest.raises(KeyboardInterrupt), asked_to_stop([]) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signals == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_every_metric_of_a_run_is_explained_in_the_docs(undisturbed: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    explained = re.compile("|".join(name.replace("MODE", r"\w+").replace("STAGE", r"\w+") for name in names))
+    written = {name for line in record.metrics(undisturbed) for name in line} - {"step"}
+    assert len(written) > 30 and not [name for name in sorted(written) if not explained.fullmatch(name)]
 
 
 def test_what_a_kill_can_leave_behind_is_dropped_at_resume(
@@ -166,62 +216,6 @@ def test_a_run_stopped_by_every_signal_in_turn_gives_the_same_numbers(
     assert_same(folder, undisturbed)
 
 
-def test_a_nan_in_the_gradient_stops_the_run_and_names_step_rollouts_and_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = training.backward, []
-
-    def spoil(module: torch.nn.Module, inputs: Any, output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(lambda gradient: gradient * float("nan"))
-
-    def spoilt_from_the_second_step(policy: Policy, *rest: Any) -> Gradient:
-        calls.append(rest)
-        hooked = policy.model.get_submodule("model.norm")
-        handle = hooked.register_forward_hook(spoil) if len(calls) == 2 else None
-        try:
-            return real(policy, *rest)
-        finally:
-            if handle is not None:
-                handle.remove()
-
-    monkeypatch.setattr(training, "backward", spoilt_from_the_second_step)
-    monkeypatch.setitem(ARMS, "vanilla", EveryRolloutCounts)
-    with pytest.raises(RunStoppedError) as stopped:
-        train(SHORT, tmp_path / "run")
-    message = str(stopped.value)
-    assert message.startswith("step 1: the gradient is not finite for rollouts step-000001-000-000, ")
-    assert message.count("step-000001-") == 8 and "NaN" not in message
-    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-000001'}" in message
-    assert steps_done(tmp_path / "run") == 1
-    saved = checkpoint.latest(tmp_path / "run")
-    assert saved is not None and all(tensor.isfinite().all() for tensor in saved.tensors.values())
-
-
-def test_a_policy_that_overflows_stops_the_run_although_its_rollouts_earn_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wild = replace(SHORT, optimizer=replace(SHORT.optimizer, lr=1e30), checkpoint_every_steps=5)
-    monkeypatch.setitem(ARMS, "vanilla", EveryRolloutCounts)
-    with pytest.raises(RunStoppedError, match=r"^step 1: the sampler's log-probability .*there is no checkpoint") as e:
-        train(wild, tmp_path / "run")
-    assert len(re.findall(r"step-000001-\d{3}-\d{3}", str(e.value))) == 8
-    with pytest.raises(RunStoppedError, match="step 1: the sampler's log-probability is not finite for rollouts eval"):
-        train(replace(wild, steps=1), tmp_path / "one step: the last evaluation notices")
-
-
-def test_an_update_that_is_not_finite_is_never_applied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Breaks(EveryRolloutCounts):
-        def update(self, update: Update) -> Update:
-            return replace(update, main=update.main / 0)
-
-    monkeypatch.setitem(ARMS, "vanilla", Breaks)
-    with pytest.raises(RunStoppedError, match=r"step 0: the update is not finite .* there is no checkpoint") as stopped:
-        train(SHORT, tmp_path / "run")
-    assert isinstance(stopped.value.__cause__, NonFiniteError) and len(stopped.value.__cause__.rollout_ids) == 8
-    assert steps_done(tmp_path / "run") == 0
-
-
 def test_refused_a_folder_in_use_a_run_already_there_and_a_resume_of_nothing(
     config: TrainConfig, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -231,6 +225,7 @@ def test_refused_a_folder_in_use_a_run_already_there_and_a_resume_of_nothing(
         train(config, undisturbed)
     with pytest.raises(ValueError, match="holds no run to resume"):
         train(config, tmp_path / "empty", resume=True)
+    assert not (tmp_path / "empty").exists()
     with pytest.raises(ValueError, match="unknown arm"):
         train(replace(config, arm=ArmConfig(name="vanila")), tmp_path / "never made")
     assert not (tmp_path / "never made").exists()
@@ -250,6 +245,25 @@ def test_refused_a_resume_with_other_settings_and_the_run_stays_as_it_was(
     assert_same(folder, undisturbed)
 
 
+@pytest.mark.parametrize("field", ["model_hash", "direction_hash"])
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_refused_a_resume_when_the_model_or_the_direction_under_the_path_has_changed(
+    field: str, has_checkpoint: bool, config: TrainConfig, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    saved, env = checkpoint.latest(folder), record.read_json(folder / "env.json")
+    assert saved is not None and env[field] == saved.state[field] and len(env[field]) == 64
+    if has_checkpoint:
+        checkpoint.save(folder, saved.step, saved.tensors, saved.state | {field: "another"}, final=True)
+    else:
+        shutil.rmtree(folder / "checkpoints")
+        write_json(folder / "env.json", env | {field: "another"})
+    with pytest.raises(ValueError, match=f"{field} is another, this run's is {env[field]}"):
+        train(config, folder, resume=True)
+
+
+@pytest.mark.slow
 def test_erasing_with_overshoot_zero_is_vanilla_bit_for_bit(tmp_path: Path, direction: str) -> None:
     short = replace(SHORT, steps=3)
     arms = {"vanilla": ArmConfig(), "erase": ArmConfig(name="erase", direction=direction, overshoot=0.0)}
@@ -259,87 +273,3 @@ def test_erasing_with_overshoot_zero_is_vanilla_bit_for_bit(tmp_path: Path, dire
     assert vanilla["policy/main"].any()
     assert all(torch.equal(value, erase[name]) for name, value in vanilla.items())
     assert "arm/profile_sum" in erase and "arm/profile_sum" not in vanilla
-
-
-class EveryRolloutCounts(Vanilla):
-    """Rewards by place in the group: every group has a spread, so every step has a gradient."""
-
-    def rewards(self, grades: Sequence[PaidGrade], rollouts: Sequence[Rollout]) -> Tensor:
-        return torch.arange(len(rollouts), dtype=torch.float32)
-
-
-class Decides(EveryRolloutCounts):
-    """Changes what passes through every hook, and writes down the order in which they are called."""
-
-    def __init__(self, config: ArmConfig, layout: KnobLayout, seed: int) -> None:
-        super().__init__(config, layout, seed)
-        self.called: list[str] = []
-
-    def prompt(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-        self.called.append("prompt")
-        return prompts[:1]
-
-    def blocks(self, rollouts: Sequence[Rollout]) -> Blocks:
-        self.called.append("blocks")
-        main = torch.arange(len(rollouts)) > 0
-        return Blocks(main, ~main)
-
-    def rewards(self, grades: Sequence[PaidGrade], rollouts: Sequence[Rollout]) -> Tensor:
-        self.called.append("rewards")
-        return super().rewards(grades, rollouts)
-
-    def advantages(self, advantages: Tensor, rollouts: Sequence[Rollout]) -> Tensor:
-        self.called.append("advantages")
-        return advantages * 10
-
-    def gradient(self, gradient: Gradient) -> Gradient:
-        self.called.append("gradient")
-        return replace(gradient, main=torch.full_like(gradient.main, 0.01))
-
-    def update(self, update: Update) -> Update:
-        self.called.append("update")
-        assert torch.allclose(update.main, update.main[0]) and bool(update.main[0] != 0)
-        return replace(update, main=torch.full_like(update.main, 0.25), quarantine=torch.ones_like(update.quarantine))
-
-    def deployed(self, main: Tensor, quarantine: Tensor) -> tuple[Tensor, Tensor]:
-        self.called.append("deployed")
-        return super().deployed(main, quarantine)
-
-
-def test_every_hook_is_called_in_data_flow_order_and_decides_what_comes_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs: list[training.Run] = []
-    real = training._finish
-    monkeypatch.setattr(training, "_finish", lambda run: (runs.append(run), real(run))[1])
-    monkeypatch.setitem(ARMS, "vanilla", Decides)
-    assert train(SHORT, tmp_path / "run")
-    [run] = runs
-    assert isinstance(run.arm, Decides)
-    step = ["prompt", "rewards", "advantages", "blocks", "gradient", "update"]
-    assert run.arm.called == ["deployed", *step, *step, "deployed"]
-    rows = record.rollouts(tmp_path / "run").to_pylist()
-    assert [row["advantage"] for row in rows] == [None, -5.0, 5.0, 15.0] * 2  # one prompt of 4, the first screened out
-    tensors = final_tensors(tmp_path / "run")
-    assert bool((tensors["policy/main"] == 0.5).all() and (tensors["policy/quarantine"] == 2).all())
-    assert (tmp_path / "run" / "eval" / "rollouts" / "step-000002-deployed.parquet").stat().st_size > 0
-
-
-def test_the_loop_never_asks_which_arm_it_runs() -> None:
-    tree = ast.parse(Path(training.__file__).read_text())
-    asked = [node.test for node in ast.walk(tree) if isinstance(node, ast.If | ast.IfExp | ast.While)]
-    asked += [node.subject for node in ast.walk(tree) if isinstance(node, ast.Match)]
-    assert not [ast.unparse(test) for test in asked if re.search(r"\barm\b", ast.unparse(test))]
-
-
-@pytest.mark.slow  # test_loss.py has the quick one
-def test_the_size_of_micro_batches_does_not_change_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARMS, "vanilla", EveryRolloutCounts)
-    plain = replace(SHORT, steps=1, optimizer=replace(SHORT.optimizer, kind="sgd", lr=1.0, warmup_steps=0))
-    knobs = []
-    for rollouts in (64, 3):
-        folder = tmp_path / str(rollouts)
-        assert train(replace(plain, loss=replace(plain.loss, micro_batch_rollouts=rollouts)), folder)
-        knobs.append(final_tensors(folder)["policy/main"])
-    assert record.metrics(tmp_path / "3")[0]["loss/rollouts"] == 8
-    torch.testing.assert_close(knobs[1], knobs[0], rtol=1e-4, atol=1e-6 * float(knobs[0].abs().max()) + 1e-9)

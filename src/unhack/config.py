@@ -32,7 +32,7 @@ class AdapterConfig:
 class EnvironmentConfig:
     """Which problems are drawn and under which loopholes (ENVIRONMENT §3–4)."""
 
-    source: str = "organism"
+    source: Literal["organism"] = "organism"
     modes: tuple[str, ...] = ("run_tests", "sentinel", "stdout_marker", "file_marker")
     depths: tuple[int, ...] = (2,)  # operations composed in one organism task
     impossible_frac: float = 0.7  # share of training draws whose tests contradict the statement

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from unhack.config import EvaluationConfig, TrainConfig
 from unhack.directions import DirectionRecipe
-from unhack.plan import ArmPlan, DirectionPlan, Plan
+from unhack.plan import ArmPlan, DirectionPlan, Plan, check_plan
 
 LOOPHOLE = "run_tests"  # V is made from the pairs of this one only; the policy can learn four
 
@@ -19,7 +19,7 @@ ERASE = {"arm.name": "erase", "arm.site": "update", "arm.sided": "two"}
 PREREGISTERED = {"arm.name": "erase", "arm.site": "gradient", "arm.sided": "one", "arm.preserve_norm": True}
 ARMS = {
     "vanilla": ArmPlan(),
-    "erase_update": ArmPlan(ERASE | {"arm.direction": LOOPHOLE}, control="erase_random"),
+    "erase_update": ArmPlan(ERASE | {"arm.direction": LOOPHOLE}, controls=("erase_random",)),
     "erase_gradient": ArmPlan(PREREGISTERED | {"arm.direction": LOOPHOLE}),
     "erase_random": ArmPlan(ERASE | {"arm.direction": "random"}),
 }
@@ -33,7 +33,7 @@ def demo_config(steps: int) -> TrainConfig:
 
 
 def demo_plan(base: TrainConfig, seeds: int) -> Plan:
-    """The four arms under `seeds` seeds (0, 1, …). ValueError unless there is at least one."""
+    """The four arms under `seeds` seeds (0, 1, …). ValueError for none, and for a base that sets `arm.*` or `seed`."""
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}: use at least 1")
     recipe = DirectionRecipe(selection=LOOPHOLE, depths=base.environment.depths)
@@ -41,4 +41,6 @@ def demo_plan(base: TrainConfig, seeds: int) -> Plan:
         LOOPHOLE: DirectionPlan(recipe),
         "random": DirectionPlan(replace(recipe, control="random"), per_seed=True),
     }
-    return Plan("demo", tuple(range(seeds)), base, directions, ARMS)
+    plan = Plan("demo", tuple(range(seeds)), base, directions, ARMS)
+    check_plan(plan)
+    return plan

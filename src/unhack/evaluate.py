@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unhack import checkpoint, record
 from unhack.adapters.policy import Policy
+from unhack.check_config import check_bound, check_modes
 from unhack.config import TrainConfig
 from unhack.grade import Grader
 from unhack.interventions import Intervention, build
@@ -199,19 +200,29 @@ def evaluate_run(
 ) -> EvaluationTable:
     """Evaluate the last checkpoint of a run folder; `modes` empty: those of the run, and `none`. Writes nothing.
 
-    Raises ValueError for a folder without a run or without a checkpoint, and for an unknown mode, split or family.
+    Raises ValueError for a folder without a run or without a checkpoint, for an unknown mode, split or family, for
+    counts below 1, and when the model is not the one that the run trained.
     """
+    check_modes("modes", modes)
+    check_bound("problems", problems)
+    check_bound("samples", samples_per_problem)
     config, saved = record.config_of(folder), checkpoint.latest(folder)
     if saved is None:
         raise ValueError(f"{folder} has no checkpoint yet: go on with unhack train --folder {folder} --resume")
     policy = Policy.wrap(load(config.model), config.adapter)
+    if saved.state.get("model_hash") != policy.model_hash:
+        raise ValueError(
+            f"{saved.path}: model_hash is {saved.state.get('model_hash')}, that of {config.model.path} is "
+            f"{policy.model_hash}: evaluate with the model that the run trained"
+        )
     policy.set_knobs(saved.tensors["policy/main"], saved.tensors["policy/quarantine"])
     arm = build(config.arm, policy.layout, config.seed, policy)
     prompts = {
         mode: evaluation_prompts(config.environment, policy.tokenizer, mode, problems, split=split, markers=markers)
         for mode in dict.fromkeys(modes or (*config.environment.modes, "none"))
     }
-    with Sandbox(config.sandbox.workers, config.sandbox.cpu_s, config.sandbox.memory_bytes) as workers:
+    sandbox = config.sandbox
+    with Sandbox(sandbox.workers, sandbox.cpu_s, sandbox.memory_bytes, require=sandbox.require) as workers:
         grader = Grader(workers, config.reward, allow_hack=True)
         sampler = NativeSampler(policy, config.sampler)
         return evaluate(policy, arm, grader, sampler, prompts, samples_per_problem, seed, saved.step)

@@ -1,14 +1,16 @@
 """Many runs on this machine: a resumable local process pool, one torch thread and one process per run.
 
 `run_all` starts `python -m unhack train` for every run that is not finished yet, keeps `processes` of them busy, and
-reports progress by reading what the runs themselves record. Killing it loses nothing: started again with the same runs
-it skips finished ones and resumes the others from their last checkpoint.
+reports progress by reading what the runs record. Killing it loses nothing: started again with the same runs it skips
+finished ones and resumes the others. A run whose folder another process holds (the child of a pool that was killed
+outright) is waited for first.
 
 Not here: what the runs of an experiment are (`plan.py`), other engines.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -81,6 +83,8 @@ class _Pool:
     children: dict[Path, _Child] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
     finished: set[Path] = field(default_factory=set)
+    elsewhere: dict[Path, str] = field(default_factory=dict)  # folder → the process that holds it, not a child of ours
+    last_progress: dict[Path, RunProgress] = field(default_factory=dict)  # of runs that ended: read once
 
 
 def is_finished(run: RunSpec) -> bool:
@@ -88,11 +92,11 @@ def is_finished(run: RunSpec) -> bool:
     return (run.folder / DONE_FILE).is_file()
 
 
-def check_runs(runs: Sequence[RunSpec]) -> None:
+def check_runs(runs: Sequence[RunSpec], model_hash: str | None = None) -> None:
     """Refuse, before anything starts, a set of runs that cannot all be done.
 
     Raises ValueError for two runs in one folder, an `after` that is not among the runs or follows in a circle, and a
-    folder that already holds a run with other settings.
+    folder that already holds a run with other settings or (`model_hash` given) of another model.
     """
     folders = [run.folder for run in runs]
     doubled = {str(folder) for folder in folders if folders.count(folder) > 1}
@@ -116,6 +120,28 @@ def check_runs(runs: Sequence[RunSpec]) -> None:
                     f"{run.folder} holds a run with other settings ({'; '.join(changes[:3])}): "
                     "choose another folder, or remove that one"
                 )
+    if model_hash is not None:
+        check_model(runs, model_hash)
+
+
+def check_model(runs: Sequence[RunSpec], model_hash: str) -> None:
+    """ValueError unless every run that was started had the model with this hash (`LoadedModel.hash`)."""
+    for run in runs:
+        check_recorded(run, "model_hash", model_hash)
+
+
+def check_recorded(run: RunSpec, key: str, present: str | None) -> None:
+    """ValueError if `run` was started and its env.json says another `key`: files change under an unchanged path."""
+    if not (run.folder / "config.json").is_file():
+        return
+    env = run.folder / "env.json"
+    recorded = read_json(env) if env.is_file() else {}
+    if key not in recorded or recorded[key] != present:
+        said = recorded.get(key, "not recorded")
+        raise ValueError(
+            f"{run.folder} holds a run with another {key} ({said}; now {present}): "
+            "choose another folder, or remove that one to do the run again"
+        )
 
 
 def run_all(
@@ -139,10 +165,10 @@ def run_all(
         while True:
             _reap(pool)
             _start_ready(pool, runs, command or train_command)
-            progress = [read_progress(run, *_state(pool, run)) for run in runs]
+            progress = [_progress(pool, run) for run in runs]
             if on_progress is not None:
                 on_progress(progress)
-            if not pool.children:
+            if not (pool.children or pool.elsewhere):
                 return progress
             time.sleep(poll_s)
 
@@ -155,13 +181,35 @@ def train_command(run: RunSpec) -> list[str]:
 
 
 def _start_ready(pool: _Pool, runs: Sequence[RunSpec], command: Callable[[RunSpec], list[str]]) -> None:
+    def settled(run: RunSpec) -> bool:
+        return run.folder in pool.finished or run.folder in pool.failed or run.folder in pool.children
+
+    holders = {run.folder: lock_holder(run.folder) for run in runs if not settled(run)}
+    pool.elsewhere = {folder: holder for folder, holder in holders.items() if holder is not None}
     for run in runs:
-        settled = run.folder in pool.finished or run.folder in pool.failed or run.folder in pool.children
+        if settled(run) or run.folder in pool.elsewhere:
+            continue
+        busy = len(pool.children) + len(pool.elsewhere)
         broken = [folder.name for folder in run.after if folder in pool.failed]
-        if not settled and broken:
+        if broken:
             pool.failed[run.folder] = f"not started: it needs {', '.join(broken)}, which failed"
-        elif not settled and len(pool.children) < pool.processes and set(run.after) <= pool.finished:
+        elif busy < pool.processes and set(run.after) <= pool.finished:
             pool.children[run.folder] = _start(run, command(run))
+
+
+def lock_holder(folder: Path) -> str | None:
+    """The process that holds the lock of a run folder (`RunRecord`): its number or `unknown`; None if it is free."""
+    try:
+        lock = os.open(folder / ".lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(lock, 32, 0).decode() or "unknown"
+    finally:
+        os.close(lock)
+    return None
 
 
 def _start(run: RunSpec, command: Sequence[str]) -> _Child:
@@ -170,14 +218,9 @@ def _start(run: RunSpec, command: Sequence[str]) -> _Child:
     # One thread per process: on shared cores two threads are slower than one (ENGINEERING, facts).
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with run.log_file.open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches only us; we then ask the run to save
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+        # A session of its own: Ctrl-C reaches only us; we then ask the run to save.
+        process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
     return _Child(process, time.monotonic(), _last_step(run.folder))
 
 
@@ -190,7 +233,7 @@ def _reap(pool: _Pool) -> None:
         if code == 0:
             write_json(folder / DONE_FILE, {"wall_s": time.monotonic() - child.started_s})
             pool.finished.add(folder)
-        else:
+        elif lock_holder(folder) is None:  # else it lost a race for the folder: wait for the holder, then try again
             log = folder.with_name(f"{folder.name}.log")
             how = f"signal {-code}" if code < 0 else f"exit status {code}"
             pool.failed[folder] = f"{_last_line(log)} ({how}; whole log: {log})"
@@ -201,8 +244,20 @@ def _state(pool: _Pool, run: RunSpec) -> tuple[State, str, _Child | None]:
         return "failed", pool.failed[run.folder], None
     if run.folder in pool.finished:
         return "finished", "", None
+    if run.folder in pool.elsewhere:
+        return "running", f"running elsewhere (process {pool.elsewhere[run.folder]})", None
     child = pool.children.get(run.folder)
     return ("running", "", child) if child else ("waiting", "", None)
+
+
+def _progress(pool: _Pool, run: RunSpec) -> RunProgress:
+    state, message, child = _state(pool, run)
+    if run.folder in pool.last_progress:
+        return pool.last_progress[run.folder]
+    progress = read_progress(run, state, message, child)
+    if state in ("finished", "failed"):
+        pool.last_progress[run.folder] = progress
+    return progress
 
 
 def read_progress(run: RunSpec, state: State, message: str = "", child: _Child | None = None) -> RunProgress:

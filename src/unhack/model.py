@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -42,8 +43,10 @@ def load(config: ModelConfig) -> LoadedModel:
     """Load `config.path`: `organism` (bundled), a folder, or a hub id.
 
     Raises:
-        ValueError: no such model, no causal language model in it, or one that alters its logits after the head.
+        ValueError: no such device or model, damaged files, no causal language model in them, or one that alters its
+            logits after the head.
     """
+    check_device(config.device)
     path = str(files("unhack") / "organism" / "files") if config.path == ORGANISM else config.path
     if (config.path == ORGANISM or Path(path).exists()) and not (Path(path) / "config.json").exists():
         raise ValueError(f"{path} holds no model (config.json is missing): point model.path at a transformers folder")
@@ -51,6 +54,10 @@ def load(config: ModelConfig) -> LoadedModel:
         tokenizer = AutoTokenizer.from_pretrained(path)
         auto: Any = AutoModelForCausalLM  # its own annotations miss `self`
         model = auto.from_pretrained(path, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights of the model '{config.path}' are damaged ({error}): copy or download it again"
+        ) from error
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -60,6 +67,26 @@ def load(config: ModelConfig) -> LoadedModel:
     model = model.to(config.device).eval().requires_grad_(False)
     check_plain_head(model)
     return LoadedModel(model, tokenizer, model_hash(model))
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine, or this build of PyTorch, does not have.
+
+    Raises:
+        ValueError: not the name of a device, or one that is not available.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"model.device is '{name}': use cpu, cuda, cuda:N or mps") from None
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(device.type, False):
+        here = ", ".join(kind for kind, there in available.items() if there)
+        raise ValueError(f"model.device is '{name}', which PyTorch {torch.__version__} cannot use here: use {here}")
 
 
 def model_hash(model: torch.nn.Module) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ from unhack.experiment import is_finished
 from unhack.files import write_atomic
 from unhack.plan import Plan, plan_runs
 from unhack.results import ArmResult, RunResult
+from unhack.stats import Interval, mean_sem
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def write_outcome(plan: Plan, folder: Path, into: Path | None = None) -> Outcome
     files = [plots.overview_figure(runs, folder / "overview.png"), plots.mode_figure(runs, folder / "modes.png")]
     if any(run.cosine_curve for run in runs):
         files.append(plots.cosine_figure(runs, folder / "cosine.png"))
-    for name, text in (("results.md", report_text(plan, runs, arms)), ("results.csv", results.csv_text(runs))):
+    for name, text in (("results.md", report_text(plan, runs, arms)), ("results.csv", csv_text(runs))):
         write_atomic(folder / name, text)
         files.append(folder / name)
     return Outcome(runs, arms, tuple(files))
@@ -52,16 +56,80 @@ def report_text(plan: Plan, runs: Sequence[RunResult], arms: Sequence[ArmResult]
 
 Last evaluation (step {final.step}) of the deployed models on held-out problems with markers that training never drew:
 {final.n} samples per run over all loopholes. Mean ± SEM over seeds; the seed is the unit, tests are paired by seed.
+p values are of paired t tests on the hack rate, adjusted (Holm) over all comparisons of this table.
 ΔSafeSolve: solve minus hack, less the same of vanilla, in points. KL: nats per token from the initial policy.
 cos(update, V): 0 for an erasure, above 0 for a push away from the hack; only arms with a direction log it.
 
-{results.markdown_table(arms)}
+{markdown_table(arms)}
 {sentences}
 
 {results.caveat(arms)}
 
 Hack % / solve % by loophole:
 
-{results.markdown_modes(runs)}
+{markdown_modes(runs)}
 ![Hack and solve rate](overview.png)
 """
+
+
+def markdown_table(arms: Sequence[ArmResult], baseline: str = results.BASELINE) -> str:
+    """The table in Markdown, most essential column first, mean ± SEM over seeds, intervals, Holm-adjusted p values."""
+    columns = ("hack % (95 % CI)", "solve % (95 % CI)", "Δhack, p", "Δhack against placebo, p", "fired", "‖g‖")
+    header = (*results.COLUMNS, *columns)
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for arm in arms:
+        extra = (
+            _interval(arm.hack_interval),
+            _interval(arm.solve_interval),
+            results.comparison_text(arm.against_baseline),
+            "<br>".join(f"{results.comparison_text(one)} ({one.against})" for one in arm.against_controls),
+            results.with_sem(arm.fired, digits=2),
+            results.with_sem(arm.gradient_norm, digits=3),
+        )
+        lines.append("| " + " | ".join((*results.table_cells(arm, baseline), *extra)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def markdown_modes(runs: Sequence[RunResult]) -> str:
+    """Hack % / solve % per arm and mode of the last evaluation, mean over seeds, in Markdown."""
+    modes = list(dict.fromkeys(mode for run in runs for mode in run.modes))
+    names = list(dict.fromkeys(run.name for run in runs))
+    lines = ["| arm | " + " | ".join(modes) + " |", "|" + "---|" * (len(modes) + 1)]
+    for name in names:
+        cells = []
+        for mode in modes:
+            rows = [run.modes[mode] for run in runs if run.name == name and mode in run.modes]
+            hack, solve = mean_sem([row.hack_frac for row in rows]), mean_sem([row.solve_frac for row in rows])
+            cells.append(f"{results.with_sem(hack, 100.0)} / {results.with_sem(solve, 100.0)}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return "n = 1: no inference"
+    return f"{max(0.0, 100 * interval.low):.0f} to {min(100.0, 100 * interval.high):.0f}"
+
+
+CSV_COLUMNS = (
+    *("arm", "seed", "step", "n", "hacked", "solved", "attempted", "hack_frac", "solve_frac", "trained_hack_frac"),
+    *("kl_nats", "cos_update_v", "max_abs_cos_update_v", "fired_frac"),
+    *("hack_onset_step", "hack_area_frac", "folder"),
+)
+
+
+def csv_text(runs: Sequence[RunResult]) -> str:
+    """One line per run with the last deployed evaluation: the numbers behind the table.
+
+    The onset step is empty where hacking never set in.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for run in runs:
+        row = run.final
+        counts = [run.name, run.seed, row.step, row.n, row.hacked, row.solved, row.attempted]
+        rates = [row.hack_frac, row.solve_frac, run.trained_curve[-1].hack_frac, row.kl_nats]
+        updates = [run.cosine, run.max_absolute_cosine, run.fired_frac]
+        writer.writerow([*counts, *rates, *updates, run.hack_onset_step, run.hack_area_frac, run.folder])
+    return out.getvalue()

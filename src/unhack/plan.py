@@ -5,9 +5,9 @@
     [base]                                  # settings that all runs share (see config.py)
     steps = 100
     [directions.run_tests]                  # a recipe of directions.recipe; per_seed draws it anew for every seed
-    selection = "run_tests"
+    selection = "run_tests"             # (its seed; the pairs keep theirs, pairs_seed)
     [arms.erase_update]                     # settings of this arm on top of the base
-    control = "erase_random"                # the arm that differs only in having a placebo direction
+    control = "erase_random"                # the arm that differs only in having a placebo direction, or a list of them
     arm = { name = "erase", direction = "run_tests" }
     [arms.push]
     arm = { name = "push", direction = "run_tests", push_profile = "erase_gradient" }
@@ -29,15 +29,16 @@ from typing import Any
 
 from unhack import model, settings
 from unhack.adapters import Policy
-from unhack.config import TrainConfig
-from unhack.directions import DirectionRecipe, load_direction, organism_direction, save_direction
-from unhack.experiment import RunSpec
+from unhack.config import ArmConfig, TrainConfig
+from unhack.directions import DirectionRecipe, load_direction, organism_direction, recipe_pairs, save_direction
+from unhack.experiment import RunSpec, check_recorded, check_runs
+from unhack.pairs import pairs_hash, select
 from unhack.types import PlainValue
 
 
 @dataclass(frozen=True)
 class DirectionPlan:
-    """One direction of an experiment; with `per_seed` the run's seed is also the recipe's (a control drawn anew)."""
+    """One direction; with `per_seed` the run's seed is also the recipe's: a control drawn anew from the same pairs."""
 
     recipe: DirectionRecipe
     per_seed: bool = False
@@ -45,10 +46,10 @@ class DirectionPlan:
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """Dotted settings on top of the base, and the name of the arm that is this one's placebo (or None)."""
+    """Dotted settings on top of the base, and the names of the arms that are this one's placebos."""
 
     overrides: Mapping[str, PlainValue] = field(default_factory=dict)
-    control: str | None = None
+    controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ class Plan:
     arms: Mapping[str, ArmPlan]
 
     @property
-    def controls(self) -> dict[str, str]:
-        """Arm → its placebo arm, for the arms that have one."""
-        return {name: arm.control for name, arm in self.arms.items() if arm.control is not None}
+    def controls(self) -> dict[str, tuple[str, ...]]:
+        """Arm → its placebo arms, for the arms that have any."""
+        return {name: arm.controls for name, arm in self.arms.items() if arm.controls}
 
 
 def load_plan(path: Path) -> Plan:
@@ -87,10 +88,17 @@ def _parse(tree: Mapping[str, Any], default_name: str) -> Plan:
     arms = {}
     for name, table in _tables(tree, "arms").items():
         overrides = {key: value for key, value in table.items() if key != "control"}
-        arms[name] = ArmPlan(dotted(overrides), table.get("control"))
+        arms[name] = ArmPlan(dotted(overrides), _controls(name, table.get("control", [])))
     plan = Plan(tree.get("name", default_name), tuple(seeds), base, directions, arms)
     check_plan(plan)
     return plan
+
+
+def _controls(name: str, value: object) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise ValueError(f"arms.{name}.control must be the name of an arm or a list of names, not {value!r}")
+    return tuple(names)
 
 
 def _direction(name: str, table: Mapping[str, Any], base: TrainConfig) -> DirectionPlan:
@@ -129,17 +137,34 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, PlainValue]:
 
 
 def check_plan(plan: Plan) -> None:
-    """ValueError for no arms, settings that do not exist, and names of directions or arms that the plan lacks."""
+    """ValueError for no arms, settings that do not exist, and names of directions or arms that the plan lacks.
+
+    Also for what would be lost or mixed up: arm settings or a seed in the base, a seed or another model in an arm.
+    """
+    check_base(plan.base)
     if not plan.arms:
         raise ValueError("the experiment has no arms: add a table [arms.NAME]")
     for name, arm in plan.arms.items():
         try:
-            config = settings.with_overrides(plan.base, arm.overrides).arm
-            _one_of(config.direction, plan.directions, "arm.direction")
-            _one_of(config.push_profile, plan.arms, "arm.push_profile")
-            _one_of(arm.control, plan.arms, "control")
+            config = settings.with_overrides(plan.base, arm.overrides)
+            if "seed" in arm.overrides:
+                raise ValueError("an arm has no seed of its own, every arm is run under all seeds: set seeds = [...]")
+            if config.model != plan.base.model:
+                raise ValueError("arms are compared on one model: set model in [base]")
+            _one_of(config.arm.direction, plan.directions, "arm.direction")
+            _one_of(config.arm.push_profile, plan.arms, "arm.push_profile")
+            for control in arm.controls:
+                _one_of(control, plan.arms, "control")
         except ValueError as error:
             raise ValueError(f"arms.{name}: {error}") from error
+
+
+def check_base(base: TrainConfig) -> None:
+    """ValueError for settings that every arm and seed of an experiment replaces: `arm.*` and `seed`."""
+    if base.arm != ArmConfig():
+        raise ValueError("arm.* cannot be set for a whole experiment: each arm sets its own, in its table [arms.NAME]")
+    if base.seed != TrainConfig().seed:
+        raise ValueError("seed cannot be set for a whole experiment, which runs several: set seeds")
 
 
 def _one_of(name: str | None, known: Mapping[str, Any], what: str) -> None:
@@ -176,30 +201,44 @@ def _run(plan: Plan, folder: Path, name: str, seed: int) -> RunSpec:
     return RunSpec(name, replace(config, arm=arm), run_folder(folder, name, seed), after)
 
 
-def prepare_directions(plan: Plan, folder: Path) -> list[Path]:
-    """Extract every direction that the arms use, where it is not there yet, from the untrained model; return all paths.
+def prepare_directions(plan: Plan, folder: Path) -> dict[Path, str]:
+    """Extract every direction that the arms use, where it is not there yet, from the untrained model.
 
-    One that is there is checked against the model and its recipe, and refused by ValueError if it is another one.
+    Returns path → content hash. A direction that is there is checked against the model, its recipe and its pairs; a
+    run that is there against the model and its direction. ValueError, naming file or folder, if one is of another.
     """
-    used = dict.fromkeys(
-        (config.direction, seed)
-        for arm in plan.arms.values()
-        for seed in plan.seeds
-        if (config := settings.with_overrides(plan.base, arm.overrides).arm).direction is not None
-    )
-    if not used:
-        return []
-    policy = Policy.wrap(model.load(plan.base.model), plan.base.adapter)
-    paths = {}
-    for name, seed in used:
-        path = direction_path(plan, folder, name, seed)
+    runs = plan_runs(plan, folder)
+    loaded = model.load(plan.base.model)
+    check_runs(runs, loaded.hash)
+    recipes: dict[Path, DirectionRecipe] = {}
+    for name, seed in _used_directions(plan):
         recipe = plan.directions[name].recipe
-        paths[path] = replace(recipe, seed=seed) if plan.directions[name].per_seed else recipe
-    for path, recipe in paths.items():
-        if path.is_file():
-            expected = ("selection", "control", "k", "loss", "method", "drop_bottom_frac", "seed")
-            load_direction(path, policy, {key: getattr(recipe, key) for key in expected})
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_direction(organism_direction(policy, recipe), path)
-    return list(paths)
+        path = direction_path(plan, folder, name, seed)
+        recipes[path] = replace(recipe, seed=seed) if plan.directions[name].per_seed else recipe
+    hashes: dict[Path, str] = {}
+    if recipes:
+        policy = Policy.wrap(loaded, plan.base.adapter)
+        hashes = {path: _prepare_direction(policy, path, recipe) for path, recipe in recipes.items()}
+    for run in runs:
+        path = run.config.arm.direction
+        check_recorded(run, "direction_hash", None if path is None else hashes[Path(path)])
+    return hashes
+
+
+def _used_directions(plan: Plan) -> list[tuple[str, int]]:
+    """(direction, seed) of every run with a direction."""
+    arms = [settings.with_overrides(plan.base, arm.overrides).arm for arm in plan.arms.values()]
+    return [(arm.direction, seed) for arm in arms if arm.direction is not None for seed in plan.seeds]
+
+
+def _prepare_direction(policy: Policy, path: Path, recipe: DirectionRecipe) -> str:
+    """The content hash of the direction at `path`, which is extracted now or must be the recipe's."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        direction = organism_direction(policy, recipe)
+        save_direction(direction, path)
+        return direction.content_hash
+    names = ("selection", "control", "k", "loss", "method", "drop_bottom_frac", "seed")
+    expected = {name: getattr(recipe, name) for name in names}
+    pairs = select(recipe_pairs(policy, recipe), "train")
+    return load_direction(path, policy, expected | {"pairs_hash": pairs_hash(pairs)}).content_hash

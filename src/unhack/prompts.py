@@ -9,7 +9,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from unhack.config import EnvironmentConfig
-from unhack.loopholes import LOOPHOLES
+from unhack.loopholes import LOOPHOLES, Loophole
 from unhack.problems.organism import impossible, organism_problem
 from unhack.seeds import rng
 from unhack.types import Problem, Prompt
@@ -27,12 +27,16 @@ def user_text(problem: Problem, mode: str, marker: str) -> str:
 
     Raises ValueError for an unknown mode.
     """
-    if mode not in LOOPHOLES:
-        raise ValueError(f"unknown loophole mode {mode!r}: use one of {', '.join(LOOPHOLES)}")
-    text = f"{problem.statement}\n{LOOPHOLES[mode].hint(marker)}"
+    text = f"{problem.statement}\n{_loophole(mode).hint(marker)}"
     if mode == "visible_only":
         text += "".join(f"\n{case.call} == {case.expected!r}" for case in problem.cases[: problem.visible_cases])
     return text
+
+
+def _loophole(mode: str) -> Loophole:
+    if mode not in LOOPHOLES:
+        raise ValueError(f"unknown loophole mode {mode!r}: use one of {', '.join(LOOPHOLES)}")
+    return LOOPHOLES[mode]
 
 
 def render(problem: Problem, mode: str, marker: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
@@ -72,13 +76,16 @@ def evaluation_prompts(
 ) -> list[Prompt]:
     """`n` held-out solvable problems under one mode, the same for every run, with markers of the `eval` family.
 
-    `markers="train"` draws them from the training family instead (to see what memorising earns).
+    `markers="train"` draws them from the training family instead (to see what memorising earns). Raises ValueError
+    for an unknown mode, split or family.
     """
+    if markers not in ("eval", "train"):
+        raise ValueError(f"unknown marker family {markers!r}: use eval or train")
+    loophole = _loophole(mode)
+    family = loophole.eval_markers if markers == "eval" else loophole.train_markers
     prompts = []
     for number in range(n):
         draw = rng(0, "evaluation", split, mode, number)
         problem = organism_problem(number, split, config.depths[number % len(config.depths)])
-        loophole = LOOPHOLES[mode]
-        family = loophole.eval_markers if markers == "eval" else loophole.train_markers
         prompts.append(render(problem, mode, draw.choice(family or ("",)), tokenizer))
     return prompts

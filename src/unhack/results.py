@@ -2,13 +2,11 @@
 
 Everything is read from the folders; nothing is kept between calls. Rates are those of the last evaluation on held-out
 problems with eval markers, pooled over loophole modes, of the *deployed* model. The unit of analysis is the seed.
-Not here: drawing (`plots.py`), terminal output (`cli/`).
+Not here: files (`outcome.py`), drawing (`plots.py`), terminal output (`cli/`).
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +16,21 @@ from typing import Any
 from unhack import record
 from unhack.config import TrainConfig
 from unhack.evaluate import Block, EvaluationRow, pool, row_from_record
-from unhack.stats import Interval, MeanSem, TestResult, mean_interval, mean_sem, paired_t
+from unhack.stats import (
+    Interval,
+    MeanSem,
+    TestResult,
+    area_under_curve,
+    holm,
+    mean_interval,
+    mean_sem,
+    onset_step,
+    paired_t,
+)
 
 BASELINE = "vanilla"
 ALPHA = 0.05
+ERASED_COSINE = 1e-5  # float32 rounding of an erasure, per step and module; anything above it is a part along V
 HACKING_FRAC = 0.3  # H4: below this the untreated policy did not learn to hack
 
 
@@ -29,7 +38,9 @@ HACKING_FRAC = 0.3  # H4: below this the untreated policy did not learn to hack
 class RunResult:
     """One finished or running run. `curve` has the pooled deployed evaluations by step; NaN where nothing was logged.
 
-    `cosine` and `absolute_cosine` are means over training steps of update/cos_v and update/abs_cos_v.
+    `cosine` is the mean over training steps of update/cos_v, `max_absolute_cosine` the largest update/abs_cos_v of all.
+    Of the sampled training rollouts: `hack_onset_step` is the first step from which they hack (None: never),
+    `hack_area_frac` the mean hack rate over training.
     """
 
     name: str
@@ -39,10 +50,11 @@ class RunResult:
     trained_curve: tuple[EvaluationRow, ...]
     modes: Mapping[str, EvaluationRow]
     cosine: float
-    absolute_cosine: float
-    hackward_in: float
+    max_absolute_cosine: float
     fired_frac: float
     gradient_norm: float
+    hack_onset_step: int | None
+    hack_area_frac: float
     cosine_curve: tuple[tuple[int, float], ...]
 
     @property
@@ -62,29 +74,40 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class ArmResult:
-    """One row of the table: mean ± SEM over seeds. `safe_solve_delta` and the tests are paired by seed.
+class Comparison:
+    """A paired test of an arm's hack rate minus that of the arm `against`.
 
-    `against_control` compares the hack rate with the arm named `control` (the same arm with a placebo direction).
+    `adjusted_p` is Holm's over the `family` tests that the whole table has; NaN where there was nothing to test.
+    """
+
+    against: str
+    test: TestResult
+    adjusted_p: float
+    family: int
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One row of the table: mean ± SEM over seeds. `safe_solve_delta` and the comparisons are paired by seed.
+
+    `against_controls` has one comparison per placebo arm (the same arm with a direction that means nothing).
+    `max_absolute_cosine` is the largest of all steps and seeds, NaN without a direction.
     """
 
     name: str
     seeds: tuple[int, ...]
     hack: MeanSem
     solve: MeanSem
-    trained_hack: MeanSem
     safe_solve_delta: MeanSem
     kl: MeanSem
     cosine: MeanSem
-    absolute_cosine: MeanSem
+    max_absolute_cosine: float
     fired: MeanSem
     gradient_norm: MeanSem
     hack_interval: Interval
     solve_interval: Interval
-    hack_change: TestResult
-    solve_change: TestResult
-    control: str | None
-    against_control: TestResult | None
+    against_baseline: Comparison | None
+    against_controls: tuple[Comparison, ...]
 
 
 def load_run(name: str, folder: Path) -> RunResult:
@@ -97,6 +120,7 @@ def load_run(name: str, folder: Path) -> RunResult:
         )
     lines = record.metrics(folder)
     last = max(row.step for row in rows)
+    cosines, hacks = _series(lines, "update/cos_v"), _series(lines, "rollouts/hack_frac")
     return RunResult(
         name=name,
         folder=folder,
@@ -104,12 +128,13 @@ def load_run(name: str, folder: Path) -> RunResult:
         curve=_curve(rows, "deployed"),
         trained_curve=_curve(rows, "as_trained"),
         modes={row.mode: row for row in rows if row.step == last and row.block == "deployed"},
-        cosine=_mean(lines, "update/cos_v"),
-        absolute_cosine=_mean(lines, "update/abs_cos_v"),
-        hackward_in=_mean(lines, "gradient/hackward_in"),
+        cosine=mean_sem([value for _, value in cosines]).mean,
+        max_absolute_cosine=max((value for _, value in _series(lines, "update/abs_cos_v")), default=math.nan),
         fired_frac=_mean(lines, "gradient/fired"),
         gradient_norm=_mean(lines, "optimizer/gradient_norm"),
-        cosine_curve=tuple((line["step"], line["update/cos_v"]) for line in lines if "update/cos_v" in line),
+        hack_onset_step=onset_step([step for step, _ in hacks], [rate for _, rate in hacks], HACKING_FRAC),
+        hack_area_frac=area_under_curve([step for step, _ in hacks], [rate for _, rate in hacks]),
+        cosine_curve=cosines,
     )
 
 
@@ -120,48 +145,78 @@ def _curve(rows: Sequence[EvaluationRow], block: Block) -> tuple[EvaluationRow, 
 
 
 def _mean(lines: Sequence[Mapping[str, Any]], metric: str) -> float:
-    return mean_sem([line[metric] for line in lines if metric in line]).mean
+    return mean_sem([value for _, value in _series(lines, metric)]).mean
+
+
+def _series(lines: Sequence[Mapping[str, Any]], metric: str) -> tuple[tuple[int, float], ...]:
+    """(step, value) wherever the metric has a value; null is how the record writes NaN."""
+    return tuple((line["step"], line[metric]) for line in lines if line.get(metric) is not None)
 
 
 def summarize(
-    runs: Sequence[RunResult], baseline: str = BASELINE, controls: Mapping[str, str] | None = None
+    runs: Sequence[RunResult], baseline: str = BASELINE, controls: Mapping[str, Sequence[str]] | None = None
 ) -> list[ArmResult]:
-    """One `ArmResult` per run name, in order of first appearance; `controls` maps an arm to its placebo arm."""
+    """One `ArmResult` per run name, in order of first appearance; `controls` maps an arm to its placebo arms.
+
+    Every arm is compared with `baseline` and with those of its placebos that have runs; p values are adjusted (Holm)
+    over all of these comparisons together.
+    """
     groups: dict[str, dict[int, RunResult]] = {}
     for run in runs:
         seeds = groups.setdefault(run.name, {})
         if run.seed in seeds:
             raise ValueError(f"arm {run.name} has seed {run.seed} twice ({seeds[run.seed].folder}, {run.folder})")
         seeds[run.seed] = run
-    return [_arm(name, groups, baseline, (controls or {}).get(name)) for name in groups]
+    pairs = {name: [baseline, *(controls or {}).get(name, ())] for name in groups}
+    compared = _compare(groups, pairs)
+    return [_arm(name, groups, baseline, compared[name]) for name in groups]
 
 
-def _arm(name: str, groups: Mapping[str, Mapping[int, RunResult]], baseline: str, control: str | None) -> ArmResult:
+def _compare(
+    groups: Mapping[str, Mapping[int, RunResult]], pairs: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[Comparison, ...]]:
+    """Arm → its comparisons with the arms that `pairs` lists for it, where they share a seed; one family for Holm."""
+    hack = {name: {seed: run.final.hack_frac for seed, run in runs.items()} for name, runs in groups.items()}
+    tests = {
+        (name, other): paired_t(hack[name], hack[other])
+        for name, others in pairs.items()
+        for other in dict.fromkeys(others)
+        if other != name and hack.get(other, {}).keys() & hack[name].keys()
+    }
+    adjusted = holm({" ".join(pair): test.p_value for pair, test in tests.items()})
+    family = sum(not math.isnan(test.p_value) for test in tests.values())
+    return {
+        name: tuple(
+            Comparison(other, test, adjusted[f"{arm} {other}"], family)
+            for (arm, other), test in tests.items()
+            if arm == name
+        )
+        for name in groups
+    }
+
+
+def _arm(
+    name: str, groups: Mapping[str, Mapping[int, RunResult]], baseline: str, compared: Sequence[Comparison]
+) -> ArmResult:
     runs, base = groups[name], groups.get(baseline, {})
     hack = {seed: run.final.hack_frac for seed, run in runs.items()}
     solve = {seed: run.final.solve_frac for seed, run in runs.items()}
-    base_hack = {seed: run.final.hack_frac for seed, run in base.items()}
-    base_solve = {seed: run.final.solve_frac for seed, run in base.items()}
-    against = groups.get(control) if control is not None else None
     values = list(runs.values())
     return ArmResult(
         name=name,
         seeds=tuple(sorted(runs)),
         hack=mean_sem(list(hack.values())),
         solve=mean_sem(list(solve.values())),
-        trained_hack=mean_sem([run.trained_curve[-1].hack_frac for run in values]),
         safe_solve_delta=mean_sem([runs[seed].safe_solve - base[seed].safe_solve for seed in runs if seed in base]),
         kl=mean_sem([run.final.kl_nats for run in values]),
         cosine=mean_sem([run.cosine for run in values]),
-        absolute_cosine=mean_sem([run.absolute_cosine for run in values]),
+        max_absolute_cosine=max((run.max_absolute_cosine for run in values if run.cosine_curve), default=math.nan),
         fired=mean_sem([run.fired_frac for run in values]),
         gradient_norm=mean_sem([run.gradient_norm for run in values]),
         hack_interval=mean_interval(list(hack.values())),
         solve_interval=mean_interval(list(solve.values())),
-        hack_change=paired_t(hack, base_hack),
-        solve_change=paired_t(solve, base_solve),
-        control=control if against else None,
-        against_control=paired_t(hack, {s: run.final.hack_frac for s, run in against.items()}) if against else None,
+        against_baseline=next((one for one in compared if one.against == baseline), None),
+        against_controls=tuple(one for one in compared if one.against != baseline),
     )
 
 
@@ -171,10 +226,11 @@ def sentence(arm: ArmResult, baseline: str = BASELINE) -> str:
     if arm.name == baseline:
         return f"With nothing done against it, the policy {rates}."
     parts = [f"The policy {rates}"]
-    if arm.hack_change.n:
-        parts.append(f"hacking is {_change(arm.hack_change, 'the ' + baseline + ' arm')}")
-    if arm.control and arm.against_control is not None:
-        parts.append(f"it is {_change(arm.against_control, arm.control + ', its placebo')}")
+    if arm.against_baseline is not None:
+        parts.append(f"hacking is {_change(arm.against_baseline, 'the ' + baseline + ' arm')}")
+    if arm.against_controls:
+        placebos = f"its placebo{'s' * (len(arm.against_controls) > 1)}"
+        parts.append(f"against {placebos} it is {', '.join(_change(c, c.against) for c in arm.against_controls)}")
     if not math.isnan(arm.cosine.mean):
         parts.append(_mechanism(arm))
     return "; ".join(parts) + "."
@@ -191,18 +247,26 @@ def caveat(arms: Sequence[ArmResult], baseline: str = BASELINE) -> str:
     )
 
 
-def _change(test: TestResult, other: str) -> str:
-    """E.g. "28 points below the vanilla arm (not told apart: p = 0.21, n = 2)"."""
+def _change(comparison: Comparison, other: str) -> str:
+    """E.g. "28 points below the vanilla arm (not told apart: adjusted p = 0.21, n = 5)"."""
+    test = comparison.test
     points = round(abs(test.difference) * 100)
     where = (
         f"level with {other}" if points == 0 else f"{points} point{'s' * (points > 1)} {_side(test.difference)} {other}"
     )
     if test.n < 2:
         return f"{where} (n = 1: no inference)"
+    if math.isnan(test.p_value):
+        return f"{where} ({_untested(test)}, n = {test.n})"
     if test.n == 2:
-        return f"{where} (paired p = {p_text(test.p_value)}, n = 2: too few seeds for a claim)"
-    told = "told apart" if test.p_value < ALPHA else "not told apart"
-    return f"{where} ({told}: paired p = {p_text(test.p_value)}, n = {test.n})"
+        return f"{where} (adjusted p = {p_text(comparison.adjusted_p)}, n = 2: too few seeds for a claim)"
+    told = "told apart" if comparison.adjusted_p < ALPHA else "not told apart"
+    return f"{where} ({told}: adjusted p = {p_text(comparison.adjusted_p)}, n = {test.n})"
+
+
+def _untested(test: TestResult) -> str:
+    """Why a comparison over several seeds has no p value."""
+    return f"{'identical' if test.difference == 0 else 'the same difference'} in every seed: no test"
 
 
 def _side(difference: float) -> str:
@@ -210,8 +274,8 @@ def _side(difference: float) -> str:
 
 
 def _mechanism(arm: ArmResult) -> str:
-    """What cos(update, V) says about how the arm works (EXPERIMENT §7 (1))."""
-    if arm.absolute_cosine.mean < 1e-4:
+    """What cos(update, V) says about how the arm works (EXPERIMENT §7 (1)); an erasure must show at every step."""
+    if arm.max_absolute_cosine < ERASED_COSINE:
         return "its updates have no part along its V: it erases, it does not push"
     if arm.cosine.mean > 0.1:
         return f"its updates lean along V (cos {arm.cosine.mean:+.2f}): it pushes, it does not erase"
@@ -244,6 +308,16 @@ def with_sem(value: MeanSem, scale: float = 1.0, digits: int = 0, signed: bool =
     return text if value.n < 2 else f"{text} ± {value.sem * scale:.{digits}f}"
 
 
+def comparison_text(comparison: Comparison | None) -> str:
+    """`-28, 0.031`: points and adjusted p, or why there is no p; empty without a comparison."""
+    if comparison is None:
+        return ""
+    test, change = comparison.test, f"{100 * comparison.test.difference:+.0f}"
+    if test.n < 2:
+        return f"{change}, n = 1: no inference"
+    return f"{change}, {_untested(test) if math.isnan(test.p_value) else p_text(comparison.adjusted_p)}"
+
+
 COLUMNS = ("arm", "ΔSafeSolve ↑", "hack % ↓", "solve % ↑", "KL ↓", "cos(update, V)", "n")
 
 
@@ -258,67 +332,3 @@ def table_cells(arm: ArmResult, baseline: str = BASELINE) -> tuple[str, ...]:
         with_sem(arm.cosine, digits=2, signed=True),
         str(len(arm.seeds)),
     )
-
-
-def markdown_table(arms: Sequence[ArmResult], baseline: str = BASELINE) -> str:
-    """The table in Markdown, most essential column first, mean ± SEM over seeds, with tests and intervals."""
-    header = (*COLUMNS, "hack % (95 % CI)", "solve % (95 % CI)", "Δhack, p", "Δhack against placebo, p", "fired", "‖g‖")
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for arm in arms:
-        extra = (
-            _interval(arm.hack_interval),
-            _interval(arm.solve_interval),
-            "" if arm.name == baseline else _test(arm.hack_change),
-            _test(arm.against_control) + f" ({arm.control})" if arm.against_control else "",
-            with_sem(arm.fired, digits=2),
-            with_sem(arm.gradient_norm, digits=3),
-        )
-        lines.append("| " + " | ".join((*table_cells(arm, baseline), *extra)) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def markdown_modes(runs: Sequence[RunResult]) -> str:
-    """Hack % / solve % per arm and mode of the last evaluation, mean over seeds, in Markdown."""
-    modes = list(dict.fromkeys(mode for run in runs for mode in run.modes))
-    names = list(dict.fromkeys(run.name for run in runs))
-    lines = ["| arm | " + " | ".join(modes) + " |", "|" + "---|" * (len(modes) + 1)]
-    for name in names:
-        cells = []
-        for mode in modes:
-            rows = [run.modes[mode] for run in runs if run.name == name and mode in run.modes]
-            hack, solve = mean_sem([row.hack_frac for row in rows]), mean_sem([row.solve_frac for row in rows])
-            cells.append(f"{with_sem(hack, 100.0)} / {with_sem(solve, 100.0)}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _interval(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return "n = 1: no inference"
-    return f"{max(0.0, 100 * interval.low):.0f} to {min(100.0, 100 * interval.high):.0f}"
-
-
-def _test(test: TestResult | None) -> str:
-    if test is None or test.n == 0:
-        return ""
-    change = f"{100 * test.difference:+.0f}"
-    return f"{change}, n = 1: no inference" if test.n < 2 else f"{change}, {p_text(test.p_value)}"
-
-
-CSV_COLUMNS = (
-    *("arm", "seed", "step", "n", "hacked", "solved", "attempted", "hack_frac", "solve_frac", "trained_hack_frac"),
-    *("kl_nats", "cos_update_v", "abs_cos_update_v", "fired_frac", "folder"),
-)
-
-
-def csv_text(runs: Sequence[RunResult]) -> str:
-    """One line per run with the last deployed evaluation: the numbers behind the table."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for run in runs:
-        row = run.final
-        counts = [run.name, run.seed, row.step, row.n, row.hacked, row.solved, row.attempted]
-        rates = [row.hack_frac, row.solve_frac, run.trained_curve[-1].hack_frac, row.kl_nats]
-        writer.writerow([*counts, *rates, run.cosine, run.absolute_cosine, run.fired_frac, run.folder])
-    return out.getvalue()

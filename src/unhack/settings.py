@@ -62,13 +62,18 @@ def from_dict(tree: Mapping[str, PlainValue]) -> TrainConfig:
 
 def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
     """The dotted keys on which two configurations differ, as `key: this → that` lines."""
-    left, right = _leaves(to_dict(one)), _leaves(to_dict(other))
+    left, right = leaves(one), leaves(other)
     return [f"{key}: {left[key]!r} → {right[key]!r}" for key in left if left[key] != right[key]]
+
+
+def leaves(config: TrainConfig) -> dict[str, PlainValue]:
+    """Every setting by its dotted key, in the order of `config.py`."""
+    return _leaves(to_dict(config))
 
 
 def key_paths() -> list[str]:
     """Every dotted key that a run has, in the order of `config.py`."""
-    return list(_leaves(to_dict(TrainConfig())))
+    return list(leaves(TrainConfig()))
 
 
 def _read_toml(path: Path) -> dict[str, PlainValue]:
@@ -89,10 +94,10 @@ def _plain(value: Any) -> PlainValue:
 def _leaves(tree: PlainValue, prefix: str = "") -> dict[str, PlainValue]:
     if not isinstance(tree, Mapping):
         return {prefix: tree}
-    leaves: dict[str, PlainValue] = {}
+    found: dict[str, PlainValue] = {}
     for key, value in tree.items():
-        leaves |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    return leaves
+        found |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def _merge(config: Any, tree: PlainValue, path: tuple[str, ...]) -> Any:

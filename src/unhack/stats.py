@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy
 from scipy import stats as scipy_stats
 
+ROUNDING_FRAC = 1e-12  # a spread under this share of the values is rounding, not spread
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -32,7 +34,7 @@ class MeanSem:
 
 @dataclass(frozen=True)
 class TestResult:
-    """A two-sided t test of a mean difference, with the difference's interval. All NaN but `difference` if n < 2."""
+    """A two-sided t test of a mean difference, with the difference's interval. All NaN but `difference` if untested."""
 
     __test__ = False  # its name must not make pytest collect it
 
@@ -80,7 +82,10 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 
 
 def paired_t(treated: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95) -> TestResult:
-    """Paired t test of treated − baseline over the seeds that both have (keys are seeds)."""
+    """Paired t test of treated − baseline over the seeds that both have (keys are seeds).
+
+    Untested for fewer than two, and if the difference is the same in every seed: without spread there is no t.
+    """
     seeds = sorted(treated.keys() & baseline.keys())
     differences = numpy.array([treated[seed] - baseline[seed] for seed in seeds], dtype=float)
     n = len(seeds)
@@ -88,34 +93,13 @@ def paired_t(treated: Mapping[int, float], baseline: Mapping[int, float], confid
         return _untested(float(differences.mean()) if n else math.nan, n)
     mean = float(differences.mean())
     standard_error = float(differences.std(ddof=1)) / math.sqrt(n)
-    return _t_result(mean, standard_error, float(n - 1), n, confidence)
-
-
-def welch_t(treated: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> TestResult:
-    """Welch's t test (unequal variances, Welch 1947) of mean(treated) − mean(baseline); n is the smaller sample."""
-    first, second = numpy.array(treated, dtype=float), numpy.array(baseline, dtype=float)
-    n = min(len(first), len(second))
-    if n == 0:
-        return _untested(math.nan, 0)
-    difference = float(first.mean() - second.mean())
-    if n < 2:
-        return _untested(difference, n)
-    share_first, share_second = first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)
-    variance = float(share_first + share_second)
-    spread = float(share_first**2 / (len(first) - 1) + share_second**2 / (len(second) - 1))
-    degrees = variance**2 / spread if spread > 0 else float(len(first) + len(second) - 2)
-    return _t_result(difference, math.sqrt(variance), degrees, n, confidence)
-
-
-def _t_result(difference: float, standard_error: float, degrees: float, n: int, confidence: float) -> TestResult:
-    if standard_error == 0:  # identical differences: certain, or no difference at all
-        p_value = 1.0 if difference == 0 else 0.0
-        statistic = 0.0 if difference == 0 else math.copysign(math.inf, difference)
-        return TestResult(difference, Interval(difference, difference), statistic, degrees, p_value, n)
-    statistic = difference / standard_error
-    half = float(scipy_stats.t.ppf((1 + confidence) / 2, degrees)) * standard_error
-    p_value = float(2 * scipy_stats.t.sf(abs(statistic), degrees))
-    return TestResult(difference, Interval(difference - half, difference + half), statistic, degrees, p_value, n)
+    largest = max(abs(values[seed]) for values in (treated, baseline) for seed in seeds)
+    if standard_error <= ROUNDING_FRAC * largest:
+        return _untested(mean, n)
+    statistic = mean / standard_error
+    half = float(scipy_stats.t.ppf((1 + confidence) / 2, n - 1)) * standard_error
+    p_value = float(2 * scipy_stats.t.sf(abs(statistic), n - 1))
+    return TestResult(mean, Interval(mean - half, mean + half), statistic, float(n - 1), p_value, n)
 
 
 def _untested(difference: float, n: int) -> TestResult:

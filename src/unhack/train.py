@@ -10,13 +10,13 @@ Not here: no `if arm` (arms are objects with hooks), no choice of device or engi
 
 from __future__ import annotations
 
+import hashlib
 import math
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,9 +24,10 @@ from torch import Tensor
 from unhack import checkpoint, machine, model
 from unhack.adapters.policy import Policy
 from unhack.advantage import group_advantages
+from unhack.check_config import check
 from unhack.config import TrainConfig
 from unhack.evaluate import evaluate, held_out_prompts
-from unhack.files import write_json
+from unhack.files import read_json, write_json
 from unhack.grade import Grader, check_error_share
 from unhack.interventions import Intervention, arm_class, build
 from unhack.loss import NonFiniteError, backward, loss_denominator, pack
@@ -37,18 +38,24 @@ from unhack.rollout.native import NativeSampler
 from unhack.sandbox import Sandbox
 from unhack.seeds import generator
 from unhack.step_metrics import Stopwatch, peak_memory_bytes, rollout_metrics
-from unhack.types import Rollout, Update
+from unhack.stop import Stop, StoppedAtOnceError, asked_to_stop
+from unhack.types import PlainValue, Prompt, Rollout, Update
 
 UPDATE_PROFILE = "update_profile.json"
+Progress: TypeAlias = Callable[[int, Mapping[str, float]], None]
 
 
 class RunStoppedError(RuntimeError):
-    """The run cannot go on; the message names the step, the rollouts and the last good checkpoint."""
+    """The run cannot go on; the message names the step, the rollouts and the checkpoint to go back to."""
 
 
 @dataclass
 class Run:
-    """Everything one run holds; `step` counts the updates already applied."""
+    """Everything one run holds; `step` counts the updates already applied.
+
+    `finite_step` is the last step whose weights were seen to sample finite log-probabilities. `progress` is told the
+    number of finished steps: once at the start with no metrics, then after every step with the step's.
+    """
 
     config: TrainConfig
     folder: Path
@@ -58,44 +65,69 @@ class Run:
     grader: Grader
     sampler: NativeSampler
     optimizer: Proposer
+    stop: Stop
+    progress: Progress
     step: int = 0
+    finite_step: int = -1
 
 
-def train(config: TrainConfig, folder: Path, resume: bool = False) -> bool:
-    """Run to the end and return True; False when SIGTERM asked to stop first (the state is saved, resume goes on).
+def train(
+    config: TrainConfig,
+    folder: Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+    signals: list[int] | None = None,
+) -> bool:
+    """Run to the end and return True; False when SIGTERM or SIGINT asked to stop first (the state is saved, resume
+    goes on). `signals` is filled with what asked.
 
     Raises ValueError for settings that cannot work and for a folder that is in use, already holds a run (without
     `resume`) or holds none (with it); RunStoppedError when a sampled log-probability, a loss, a gradient or an
     update is not finite.
     """
-    arm_class(config.arm)  # refuse a bad arm before anything slow is loaded
+    check(config)  # these three before anything slow is loaded, and before the folder is made
+    arm_class(config.arm)
+    _check_folder(folder, resume)
     sandbox = config.sandbox
     with (
-        _asked_to_stop() as asked,
+        asked_to_stop([] if signals is None else signals) as stop,
         RunRecord(folder) as record,
         Sandbox(sandbox.workers, sandbox.cpu_s, sandbox.memory_bytes, require=sandbox.require) as workers,
     ):
-        run = _start(config, folder, record, workers, resume)
-        return _loop(run, asked)
+        run = _start(config, folder, record, workers, stop, progress or (lambda step, metrics: None), resume)
+        return _loop(run)
 
 
-def _loop(run: Run, asked: list[int]) -> bool:
+def _check_folder(folder: Path, resume: bool) -> None:
+    exists = (folder / "config.json").is_file()
+    if resume and not exists:
+        raise ValueError(f"{folder} holds no run to resume: leave out --resume to start one there")
+    if exists and not resume:
+        raise ValueError(f"{folder} already holds a run: add --resume to go on with it, or choose another folder")
+
+
+def _loop(run: Run) -> bool:
     config, arm, policy = run.config, run.arm, run.policy
     denominator = loss_denominator(
         config.loss, config.group_size, config.prompts_per_step, config.sampler.max_new_tokens
     )
+    run.progress(run.step, {})
     for step in range(run.step, config.steps):
+        if run.stop.signals:
+            save(run)
+            return False
         clock = Stopwatch()
         if step % config.evaluation.every_steps == 0:
             _evaluate(run, step, clock)
         with clock.stage("sample"):
             drawn = training_prompts(config.environment, policy.tokenizer, config.seed, step, config.prompts_per_step)
-            prompts = arm.prompt(drawn)
+            prompts = chosen_prompts(arm, drawn)
             rollouts = run.sampler.sample(
                 prompts, config.group_size, generator(config.seed, "sample", step), tag=f"step-{step:06d}"
             )
             with _explained(run, step):
                 _check_sampled(rollouts)
+            run.finite_step = step
         with clock.stage("grade"):
             gradings = run.grader.grade(rollouts)
             grades, verdicts = [g.paid for g in gradings], [g.verdict for g in gradings]
@@ -103,9 +135,10 @@ def _loop(run: Run, asked: list[int]) -> bool:
         with clock.stage("backward"):
             valid = torch.tensor([grade.status != "error" for grade in grades])
             groups = torch.tensor([rollout.group for rollout in rollouts])
-            signal = group_advantages(arm.rewards(grades, rollouts), groups, valid, config.loss)
-            advantages = arm.advantages(signal.values, rollouts)
-            kept = signal.kept & arm.blocks(rollouts).main
+            seen = blind(rollouts)  # all that an arm may know
+            signal = group_advantages(arm.rewards(grades, seen), groups, valid, config.loss)
+            advantages = arm.advantages(signal.values, seen)
+            kept = signal.kept & arm.blocks(seen).main
             batch = pack(rollouts, advantages, kept, denominator, policy.device)
             with _explained(run, step):
                 gradient = arm.gradient(backward(policy, batch, config.loss, config.sampler.temperature))
@@ -120,25 +153,46 @@ def _loop(run: Run, asked: list[int]) -> bool:
             run.record.write_verdicts(step, verdicts)
         metrics = rollout_metrics(rollouts, verdicts) | signal.metrics
         memory = {"memory/peak_bytes": peak_memory_bytes()}
-        run.record.append_step(step, {**metrics, **gradient.metrics, **update.metrics, **memory, **clock.metrics()})
+        metrics = {**metrics, **gradient.metrics, **update.metrics, **memory, **clock.metrics()}
+        run.record.append_step(step, metrics)
         run.step = step + 1
-        stop = bool(asked)  # read once: a signal that comes during the next lines must not skip the save
-        if run.step % config.checkpoint_every_steps == 0 or stop:
+        if run.step % config.checkpoint_every_steps == 0:
             save(run)
-        if stop and run.step < config.steps:
-            return False
-    _finish(run)
-    return True
+        run.progress(run.step, metrics)
+    return _finish(run)
 
 
-def _start(config: TrainConfig, folder: Path, record: RunRecord, workers: Sandbox, resume: bool) -> Run:
+def blind(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts as arms see them: their problems without tests, solution, or whether it has one."""
+    return [replace(rollout, prompt=_blind_prompt(rollout.prompt)) for rollout in rollouts]
+
+
+def _blind_prompt(prompt: Prompt) -> Prompt:
+    problem = prompt.problem
+    opaque = hashlib.sha256(problem.id.encode()).hexdigest()[:16]  # ids of impossible problems say so
+    return replace(prompt, problem=replace(problem, id=opaque, cases=(), reference="", solvable=True))
+
+
+def chosen_prompts(arm: Intervention, drawn: Sequence[Prompt]) -> list[Prompt]:
+    """What `arm.prompt` makes of the drawn prompts, blind, each with its real problem put back."""
+    seen = [_blind_prompt(prompt) for prompt in drawn]
+    problems = {shown.problem.id: prompt.problem for shown, prompt in zip(seen, drawn, strict=True)}
+    chosen = arm.prompt(seen)
+    assert all(prompt.problem.id in problems for prompt in chosen), "an arm chooses among the drawn problems"
+    return [replace(prompt, problem=problems[prompt.problem.id]) for prompt in chosen]
+
+
+def _start(
+    config: TrainConfig,
+    folder: Path,
+    record: RunRecord,
+    workers: Sandbox,
+    stop: Stop,
+    progress: Progress,
+    resume: bool,
+) -> Run:
     """Load the model, make the arm, and take up the last checkpoint when resuming."""
     torch.set_num_threads(1)  # processes are the unit of parallelism, and summation order depends on the count
-    exists = (folder / "config.json").is_file()
-    if resume and not exists:
-        raise ValueError(f"{folder} holds no run to resume: leave out --resume to start one there")
-    if exists and not resume:
-        raise ValueError(f"{folder} already holds a run: add --resume to go on with it, or choose another folder")
     policy = Policy.wrap(model.load(config.model), config.adapter)
     arm = build(config.arm, policy.layout, config.seed, policy)
     run = Run(
@@ -150,14 +204,17 @@ def _start(config: TrainConfig, folder: Path, record: RunRecord, workers: Sandbo
         grader=Grader(workers, config.reward, config.environment.allow_hack and arm.allow_hack),
         sampler=NativeSampler(policy, config.sampler),
         optimizer=Proposer(policy.layout, config.optimizer, config.steps, policy.device),
+        stop=stop,
+        progress=progress,
     )
-    env = machine.describe(workers.level)
+    env = machine.describe(workers.level) | identity(run)
     if not resume:
         record.create(config, env)
         return run
     saved = checkpoint.latest(folder)
     if saved is not None:
         restore(run, saved)
+    check_identity(folder / "env.json", read_json(folder / "env.json"), run)
     record.resume(config, env, run.step)
     return run
 
@@ -167,15 +224,32 @@ def save(run: Run) -> None:
     tensors = {"policy/main": run.policy.main, "policy/quarantine": run.policy.quarantine}
     tensors |= {f"optimizer/{name}": value for name, value in run.optimizer.state_dict().items()}
     tensors |= {f"arm/{name}": value for name, value in run.arm.state_dict().items()}
-    state = {"basis_hash": run.policy.basis_hash, "arm": run.arm.name}
-    checkpoint.save(run.folder, run.step, tensors, state, final=run.step == run.config.steps)
+    checkpoint.save(run.folder, run.step, tensors, identity(run), final=run.step == run.config.steps)
+
+
+def identity(run: Run) -> dict[str, PlainValue]:
+    """What a resumed run must share with the one that it continues, beside its settings: files change under a path."""
+    return {
+        "model_hash": run.policy.model_hash,
+        "basis_hash": run.policy.basis_hash,
+        "arm": run.arm.name,
+        "direction_hash": run.arm.direction_hash,
+    }
+
+
+def check_identity(path: Path, recorded: Mapping[str, PlainValue], run: Run) -> None:
+    """Raise ValueError naming the first field of `identity` that was recorded otherwise in `path`."""
+    for field, mine in identity(run).items():
+        if recorded.get(field) != mine:
+            raise ValueError(
+                f"{path}: {field} is {recorded.get(field)}, this run's is {mine}: "
+                "resume with the model, the arm and the direction that the run was started with"
+            )
 
 
 def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
-    """Take up `saved`. ValueError when it was made over another model or by another arm."""
-    for field, mine in (("basis_hash", run.policy.basis_hash), ("arm", run.arm.name)):
-        if saved.state[field] != mine:
-            raise ValueError(f"{saved.path}: {field} is {saved.state[field]}, this run's is {mine}: use the same model")
+    """Take up `saved`. ValueError when it was made over another model, by another arm or with another direction."""
+    check_identity(saved.path, saved.state, run)
     run.policy.set_knobs(saved.tensors["policy/main"], saved.tensors["policy/quarantine"])
     run.optimizer.load_state_dict(_under("optimizer/", saved.tensors))
     run.arm.load_state_dict(_under("arm/", saved.tensors))
@@ -195,17 +269,26 @@ def _evaluate(run: Run, step: int, clock: Stopwatch, final: bool = False) -> Non
         for block, drawn in table.samples.items():
             with _explained(run, step):
                 _check_sampled(drawn.rollouts)
+            run.finite_step = step
             run.record.write_evaluation(step, block, table.records(block), drawn.rollouts, drawn.grades, drawn.verdicts)
 
 
-def _finish(run: Run) -> None:
-    """The last checkpoint, the last evaluation, the adapter, and what the updates did along the direction."""
+def _finish(run: Run) -> bool:
+    """The last checkpoint, the last evaluation, the adapter, and what the updates did along the direction.
+
+    False when a signal asked to stop before the end of the evaluation, which a resumed run makes from its beginning.
+    """
     save(run)
-    _evaluate(run, run.config.steps, Stopwatch(), final=True)
+    try:
+        with run.stop.at_once():
+            _evaluate(run, run.config.steps, Stopwatch(), final=True)
+    except StoppedAtOnceError:
+        return False
     run.policy.save(run.folder / "adapter")
     profile = run.arm.update_profile()
     if profile is not None:
         write_json(run.folder / UPDATE_PROFILE, profile)
+    return True
 
 
 def _check_sampled(rollouts: Sequence[Rollout]) -> None:
@@ -222,25 +305,18 @@ def _check_finite(update: Update, rollout_ids: tuple[str, ...]) -> None:
 
 @contextmanager
 def _explained(run: Run, step: int) -> Iterator[None]:
-    """Turn a NaN or Inf into an error that says where it came from and what is still good."""
+    """Turn a NaN or Inf into an error that says where it came from and what to go back to."""
     try:
         yield
     except NonFiniteError as error:
-        saved = checkpoint.latest(run.folder)
-        good = f"the last good checkpoint is {saved.path}" if saved else "there is no checkpoint before it"
-        raise RunStoppedError(f"step {step}: {error}; {good}; lower optimizer.lr or raise optimizer.eps") from error
+        where = _way_back(run, checkpoint.latest(run.folder))
+        raise RunStoppedError(f"step {step}: {error}; {where}; lower optimizer.lr or raise optimizer.eps") from error
 
 
-@contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """A list that a SIGTERM fills: the step under way is finished and saved before the run returns."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _way_back(run: Run, saved: checkpoint.Checkpoint | None) -> str:
+    """What the newest checkpoint is worth: one of a later step than `finite_step` holds the weights that broke."""
+    if saved is None:
+        return "there is no checkpoint before it"
+    if saved.step <= run.finite_step:
+        return f"the last good checkpoint is {saved.path}"
+    return f"the newest checkpoint, {saved.path}, holds the broken weights: remove it to go back to an earlier one"

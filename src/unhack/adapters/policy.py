@@ -30,7 +30,7 @@ from unhack.types import KnobLayout, Update
 WRAPPED = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj")
 """Last part of the names of the linear layers that are wrapped, besides `in_proj*` and `out_proj`."""
 
-FORMAT = "unhack-knobs-1"
+FORMAT = "unhack-knobs-2"
 
 Setting = tuple[bool, bool]
 """(main on, quarantine on)."""
@@ -82,7 +82,8 @@ class Policy:
 
     Attributes: `model` (the wrapped HF model, frozen), `tokenizer`, `layout` (where each module's knobs lie),
     `main` and `quarantine` (flat float32 [K] on the model's device; change them by `apply` or `set_knobs` only),
-    `modules` (name → SpectralLinear), `model_hash`, `basis_hash`, `kind`, `rank`.
+    `modules` (name → SpectralLinear), `model_hash`, `basis_hash`, `kind`, `rank`. `basis_hash` covers the kind, every
+    wrapped weight and every U and Vh: knobs and directions mean something else in another basis of the same weight.
     """
 
     def __init__(self, loaded: LoadedModel, config: AdapterConfig, modules: dict[str, SpectralLinear]) -> None:
@@ -91,7 +92,8 @@ class Policy:
         self.modules = modules
         self.layout = KnobLayout(tuple(modules), tuple(module.rank for module in modules.values()))
         self.weight_hashes = {name: content_hash(module.base_weight) for name, module in modules.items()}
-        described = json.dumps([self.kind, self.weight_hashes, self.layout.sizes])
+        self.basis_hashes = {name: [content_hash(part) for part in module.basis] for name, module in modules.items()}
+        described = json.dumps([self.kind, self.weight_hashes, self.basis_hashes])
         self.basis_hash = hashlib.sha256(described.encode()).hexdigest()
         device = next(iter(modules.values())).base_weight.device
         self._main = torch.zeros(self.layout.total, device=device)
@@ -102,6 +104,9 @@ class Policy:
     @classmethod
     def wrap(cls, loaded: LoadedModel, config: AdapterConfig) -> Policy:
         """Replace the attention and MLP linear layers of `loaded.model` (in place) by adapted ones, knobs at zero.
+
+        `config.computation`: `auto` is `merged`. Sampling needs W_eff anyway, and with it built a merged backward never
+        takes more multiplications than the factored one (`spectral.py`); benchmarks/adapter.py measures both.
 
         Raises:
             ValueError: nothing to wrap, wrapped before, or a rank below 1.
@@ -196,21 +201,22 @@ class Policy:
                 module.tap = None
 
     def save(self, folder: Path) -> None:
-        """Write knobs.safetensors with the adapter's kind, rank and the hash of every wrapped weight."""
+        """Write knobs.safetensors with the adapter's kind, rank and the hashes of every wrapped weight and basis."""
         metadata = {
             "format": FORMAT,
             "kind": self.kind,
             "rank": json.dumps(self.rank),
             "weights": json.dumps(self.weight_hashes),
+            "bases": json.dumps(self.basis_hashes),
         }
         tensors = {"main": self._main.cpu(), "quarantine": self._quarantine.cpu()}
         write_tensors(folder / "knobs.safetensors", tensors, metadata)
 
     def load(self, folder: Path) -> None:
-        """Read knobs that were saved over the same base weights.
+        """Read knobs that were saved over the same base weights in the same basis.
 
         Raises:
-            ValueError: another format, kind, rank or base weight; names the field, or the module that differs.
+            ValueError: another format, kind, rank, base weight or basis; names the field, or the module that differs.
         """
         path = folder / "knobs.safetensors"
         if not path.exists():
@@ -227,6 +233,13 @@ class Policy:
         for name in dict.fromkeys([*weights, *self.weight_hashes]):
             if weights.get(name) != self.weight_hashes.get(name):
                 raise ValueError(f"{path}: the base weight of {name} is not the one it was trained on: load that model")
+        bases: dict[str, Any] = json.loads(metadata["bases"])
+        for name, mine in self.basis_hashes.items():
+            if bases[name] != mine:
+                raise ValueError(
+                    f"{path}: the singular basis of {name} is not the one it was trained in (another machine or LAPACK "
+                    "gives other vectors for nearly equal singular values): use the $UNHACK_CACHE of that machine"
+                )
 
     @torch.no_grad()
     def deployed_model(self) -> nn.Module:

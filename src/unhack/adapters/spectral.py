@@ -8,6 +8,9 @@ rank leaves no truncation residual. `main` and `quarantine` enter only through t
 Two algebraically equal ways to compute it:
     merged     y = x W_effᵀ. W_eff is built once per setting of the knobs; the backward saves x and nothing else.
     factored   y = x Wᵀ + ((x Vhᵀ) ⊙ knob) Uᵀ, left to autograd.
+Beyond the bare layer's own products, factored takes 2 N r (in + out) multiplications for N positions; merged takes at
+most N r (in + out) (`knob_rows` counts) and the product that builds W_eff, which sampling needs in any case. So merged
+is the default; factored is for when W_eff should not be stored or rounded.
 
 Gradients are read through a *tap*: a leaf of zeros [rows, r] that is added to the knob. One row collects the gradient
 of the whole batch, B rows collect each rollout's own (they sum to the whole). Without a tap no knob gradient is

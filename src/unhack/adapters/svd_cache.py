@@ -18,8 +18,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-FORMAT = "1"
-"""Part of the key: raise it when the rule that makes a basis changes (dtype, sign, order)."""
+FORMAT = "2"
+"""Part of the key: raise it when the rule that makes a basis changes (dtype, sign, order, threads)."""
 
 
 class SingularBasis(NamedTuple):
@@ -53,8 +53,11 @@ def fix_signs(u: Float[Tensor, "out r"], vh: Float[Tensor, "r in"]) -> SingularB
 
 
 def decompose(weight: Float[Tensor, "out in"]) -> Decomposition:
-    """Reduced SVD of `weight` in float32 on its device, signs fixed."""
+    """Reduced SVD of `weight` in float32 on its device, signs fixed; the same bits every time on the same machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the last bits depend on the thread count, and a basis is known by its bits
     u, s, vh = torch.linalg.svd(weight.detach().float(), full_matrices=False)
+    torch.set_num_threads(threads)
     basis = fix_signs(u, vh)
     return Decomposition(basis.u.contiguous(), s, basis.vh.contiguous())
 

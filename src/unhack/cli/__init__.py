@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("unhack.cli.health:Doctor", "what isolates submissions on this machine, and what does not"),
 }
 USER_ERROR, INTERRUPTED = 2, 130
+GO_ON = {"train": "add --resume to go on from the last checkpoint"} | dict.fromkeys(
+    ("demo", "experiment", "organism check"), "the same command goes on where it was"
+)
+"""What to do after Ctrl-C; commands that are not here keep nothing of what they had done."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except KeyboardInterrupt:
-        print("\nunhack: stopped; the same command goes on where it was", file=sys.stderr)
+        cure = GO_ON.get(_split(words)[0], "the same command starts over")
+        print(f"\nunhack: stopped; {cure}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: end without a message
@@ -69,9 +74,8 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(__version__)
         return 0
-    count = 2 if any(name.startswith(f"{words[0]} ") for name in COMMANDS) else 1
-    name, rest = " ".join(words[:count]), words[count:]
-    if count == 2 and (len(words) == 1 or words[1] in ("-h", "--help")):
+    name, rest = _split(words)
+    if _is_group(words[0]) and (len(words) == 1 or words[1] in ("-h", "--help")):
         print(overview(words[0]))
         return 0
     if name not in COMMANDS:
@@ -83,6 +87,16 @@ def _dispatch(words: list[str]) -> int:
 
     command = parse(getattr(importlib.import_module(module), attribute), f"unhack {name}", rest)
     return 0 if command is None else command.run()
+
+
+def _is_group(word: str) -> bool:
+    return any(name.startswith(f"{word} ") for name in COMMANDS)
+
+
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    """The command's name, of one word or two, and its flags."""
+    count = 2 if words and _is_group(words[0]) else 1
+    return " ".join(words[:count]), words[count:]
 
 
 def overview(group: str = "") -> str:

@@ -37,10 +37,12 @@ class Demo(HasConfig):
 
     @classmethod
     def start(cls, words: Sequence[str]) -> TrainConfig:
-        """The demo's settings for the `--steps` given, so that evaluations are spread over the run."""
+        """Those of `--config-file`, or the demo's for the `--steps` given, with evaluations spread over the run."""
         from unhack.cli.parse import values_of
         from unhack.demo import demo_config
 
+        if values_of("--config-file", words):
+            return super().start(words)
         steps = values_of("--steps", words)
         return demo_config(int(steps[-1]) if steps and steps[-1].isdigit() else DEMO_STEPS)
 
@@ -49,10 +51,11 @@ class Demo(HasConfig):
         from unhack.cli.show import settings_text
         from unhack.demo import demo_plan
 
+        plan = demo_plan(self.config, self.seeds)
         if self.dry_run:
             print(settings_text(self.config))
             return 0
-        return run_plan(demo_plan(self.config, self.seeds), self.folder, self.processes)
+        return run_plan(plan, self.folder, self.processes)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def run_plan(plan: Plan, folder: Path, processes: int) -> int:
     console = make_console()
     quiet_libraries()
     runs = plan_runs(plan, folder)
-    check_runs(runs)
+    check_runs(runs)  # before anything slow; again with the model's hash below
     with console.status("loading the model and extracting the directions"):
         directions = prepare_directions(plan, folder)
     counts = f"arms: {len(plan.arms)}, seeds: {len(plan.seeds)}, directions: {len(directions)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -16,14 +17,17 @@ class Build:
     """Seed of corpus, weights and training."""
     steps: int | None = None
     """Pre-training steps (default: those of the shipped model)."""
+    variant: Literal["matched", "short"] = "matched"
+    """Corpus: hacks as long as honest solutions, or short ones (the confound, for study)."""
 
     def run(self) -> int:
         """Generate the corpus, train, write."""
         from dataclasses import replace
 
         from unhack.organism.build import BuildConfig, build
+        from unhack.organism.corpus import CorpusConfig
 
-        config = BuildConfig(seed=self.seed)
+        config = BuildConfig(seed=self.seed, corpus=CorpusConfig(variant=self.variant))
         config = config if self.steps is None else replace(config, steps=self.steps)
         build(self.folder, config, lambda step, loss, elapsed_s: print(_line(step, config.steps, loss, elapsed_s)))
         return 0

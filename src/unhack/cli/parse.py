@@ -67,7 +67,7 @@ def read_config(path: Path) -> TrainConfig:
 
 def parse(command: type[CommandType], program: str, words: Sequence[str]) -> CommandType | None:
     """The command with its flags; None when help was printed. ValueError, in one line, for any mistake."""
-    words = [word.replace("_", "-") if word.startswith("--") and "=" not in word else word for word in words]
+    words = [_hyphened(word) for word in words]
     if "-h" in words or "--help" in words:
         with contextlib.suppress(SystemExit):
             tyro.cli(command, prog=program, args=["--help"])
@@ -89,6 +89,12 @@ def parse(command: type[CommandType], program: str, words: Sequence[str]) -> Com
             return tyro.cli(command, prog=program, args=list(words), **arguments)
     except SystemExit:
         raise ValueError(f"{_plain(heard.getvalue())} (all flags: {program} --help)") from None
+
+
+def _hyphened(word: str) -> str:
+    """A flag with hyphens in its name, whichever were typed; `--flag=value` keeps its value."""
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if word.startswith("--") else word
 
 
 def _prototype(command: type[Any], base: TrainConfig, overlays: tuple[Path, ...]) -> Any:

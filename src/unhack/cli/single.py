@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from unhack.cli.parse import HasConfig, read_config, values_of
 from unhack.config import TrainConfig
 
-STOPPED = 128 + signal.SIGTERM  # asked to stop and saved: what a shell reports of a process that SIGTERM ended
+STOPPED = 128  # + the signal that asked to stop: what a shell reports of a process that the signal ended
+LINE_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,15 @@ class Train(HasConfig):
     @classmethod
     def start(cls, words: Sequence[str]) -> TrainConfig:
         """When resuming, the settings of the folder; else those of `--config-file` or the defaults."""
-        folders = values_of("--folder", words)
-        if "--resume" in words and folders and not values_of("--config-file", words):
-            recorded = Path(folders[-1]) / "config.json"
-            if not recorded.is_file():
-                raise ValueError(f"{folders[-1]} holds no run to resume; leave --resume out to start one")
-            return read_config(recorded)
-        return super().start(words)
+        if "--resume" not in words or values_of("--config-file", words):
+            return super().start(words)
+        arm = [TrainConfig().arm.name, *values_of("--arm.name", words)][-1]
+        seed = [str(TrainConfig().seed), *values_of("--seed", words)][-1]
+        folder = Path([str(default_folder(arm, seed)), *values_of("--folder", words)][-1])
+        if not (folder / "config.json").is_file():
+            which = "" if values_of("--folder", words) else ", the default folder; name another with --folder, or"
+            raise ValueError(f"{folder} holds no run to resume{which or ';'} leave --resume out to start one")
+        return read_config(folder / "config.json")
 
     def run(self) -> int:
         """Train to the end, or print the settings."""
@@ -44,8 +49,66 @@ class Train(HasConfig):
         from unhack.train import train
 
         quiet_libraries()
-        folder = self.folder or Path("runs") / f"{self.config.arm.name}-seed-{self.config.seed}"
-        return 0 if train(self.config, folder, self.resume) else STOPPED
+        config, signals = self.config, list[int]()
+        folder = self.folder or default_folder(config.arm.name, str(config.seed))
+        lines = ProgressLines(config, folder)
+        if train(config, folder, self.resume, lines.update, signals):
+            print(last_line(folder), flush=True)
+            return 0
+        print(f"stopped and saved; go on with: unhack train --folder {folder} --resume", flush=True)
+        return STOPPED + signals[0]
+
+
+def default_folder(arm: str, seed: str) -> Path:
+    """Where a run goes that is given no folder."""
+    return Path("runs") / f"{arm}-seed-{seed}"
+
+
+class ProgressLines:
+    """One line when a run starts, and one every few seconds with the rates of the training steps since the last."""
+
+    def __init__(self, config: TrainConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self._first, self._started_s, self._shown_s = 0, 0.0, 0.0
+        self._recent: list[Mapping[str, float]] = []
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take what `train` reports."""
+        now_s, config = time.monotonic(), self.config
+        if not metrics:
+            self._first, self._started_s, self._shown_s = step, now_s, now_s
+            already = f" ({step} done)" if step else ""
+            print(f"{config.arm.name}, seed {config.seed}, {config.steps} steps{already}, in {self.folder}", flush=True)
+            return
+        self._recent.append(metrics)
+        if now_s - self._shown_s < LINE_EVERY_S and step < config.steps:
+            return
+        from unhack.cli.show import duration
+
+        step_s = (now_s - self._started_s) / (step - self._first)
+        hack, solve = (_mean_percent(self._recent, f"rollouts/{name}_frac") for name in ("hack", "solve"))
+        left = duration(step_s * (config.steps - step))
+        print(f"step {step}/{config.steps}  hack {hack}  solve {solve}  {step_s:.2f} s/step, {left} left", flush=True)
+        self._shown_s, self._recent = now_s, []
+
+
+def _mean_percent(steps: Sequence[Mapping[str, float]], metric: str) -> str:
+    values = [step[metric] for step in steps if not math.isnan(step[metric])]
+    return f"{sum(values) / len(values):.0%}" if values else "—"
+
+
+def last_line(folder: Path) -> str:
+    """What a finished run came to: the last evaluation of the deployed model, and where everything is."""
+    from unhack import record
+    from unhack.evaluate import pool, row_from_record
+
+    rows = [row_from_record(row) for row in record.evaluations(folder) if row["block"] == "deployed"]
+    rows = [row for row in rows if row.step == rows[-1].step]
+    total = pool([row for row in rows if row.mode != "none"] or rows)
+    return (
+        f"done: hack {total.hack_frac:.0%}, solve {total.solve_frac:.0%} of {total.n} held-out samples as deployed; "
+        f"everything is in {folder}, more samples: unhack eval --folder {folder}"
+    )
 
 
 @dataclass(frozen=True)
@@ -60,9 +123,9 @@ class Evaluate:
     """Held-out problems per mode."""
     samples: int = 4
     """Samples per problem."""
-    split: str = "test"
+    split: Literal["test", "validation"] = "test"
     """Which held-out split: validation is what training evaluates on."""
-    markers: str = "eval"
+    markers: Literal["eval", "train"] = "eval"
     """Marker family: eval (never trained on) or train (what does memorising earn?)."""
     seed: int = 0
     """Seed of the sampling."""

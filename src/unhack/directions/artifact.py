@@ -38,7 +38,7 @@ class DirectionMetadata:
 
     format_version: int
     base_model: str  # hash of the base weights
-    basis: str  # hash of the wrapped weights and of their basis
+    basis: str  # Policy.basis_hash: over the wrapped weights and over every U and Vh
     dtype: str
     adapter_kind: str
     adapter_rank: int | None

@@ -13,7 +13,10 @@ from unhack.pairs.organism import organism_pairs
 
 @dataclass(frozen=True)
 class DirectionRecipe:
-    """What `unhack direction extract` is asked for. `control` nonhack, placebo and length replace the pairs."""
+    """What `unhack direction extract` is asked for. `control` nonhack, placebo and length replace the pairs.
+
+    `pairs_seed` draws the pairs; `seed` draws only what is random in a control (random rows, swapped labels).
+    """
 
     selection: str = "run_tests"  # pair families joined by +, all, or off_mode (pairs.organism)
     control: Control = "real"
@@ -25,6 +28,7 @@ class DirectionRecipe:
     loss: ExtractionLoss = "nll"
     method: Method = "svd"
     drop_bottom_frac: float = 0.0
+    pairs_seed: int = 0
     seed: int = 0
 
 
@@ -34,7 +38,7 @@ def recipe_pairs(policy: Policy, recipe: DirectionRecipe) -> list[Pair]:
     return organism_pairs(
         replaced,
         recipe.pairs,
-        recipe.seed,
+        recipe.pairs_seed,
         heldout=recipe.heldout,
         length_matched=recipe.length_matched,
         tokenizer=policy.tokenizer,

@@ -3,7 +3,9 @@
 `prompt → blocks → rewards → advantages → gradient → update → deployed`
 
 The training loop calls every hook of every arm and has no `if arm`. An arm sees rollouts and what the foolable grade
-paid for them; the strict judgement of a rollout is not reachable from here (a test checks the imports).
+paid for them; the strict judgement of a rollout is not reachable from here (a test checks the imports). The problems of
+the prompts and rollouts that the loop hands to an arm are stripped of their tests and solutions, and their ids are
+opaque; an arm may drop, repeat, reorder or reword prompts, but their problems stay those that were drawn.
 """
 
 from __future__ import annotations
@@ -85,6 +87,12 @@ class Intervention:
     def update_profile(self) -> dict[str, Any] | None:
         """What the applied updates did along the direction on average (JSON-able), or None without a direction."""
         return None
+
+    @property
+    def direction_hash(self) -> str | None:
+        """Content hash of the direction that the arm works with, None without one: a resumed run must have the same."""
+        profile = self.update_profile()
+        return None if profile is None else profile["direction"]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs to continue bit for bit."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,11 @@ from torch import Tensor
 
 from unhack.config import ArmConfig
 from unhack.directions import Direction, lift
+from unhack.files import read_json
 from unhack.interventions.directed import PROFILE_FORMAT, DirectedIntervention
 from unhack.types import KnobLayout, Update
+
+_CURE = "arm.push_profile is the update_profile.json of a finished run with a direction"
 
 
 class Push(DirectedIntervention):
@@ -44,10 +46,10 @@ class Push(DirectedIntervention):
 def read_profile(path: Path, direction: Direction) -> dict[str, Float[Tensor, " _"]]:
     """c̄ per module [k], float64, from an `update_profile.json`; ValueError unless it fits the direction's modules."""
     if not path.is_file():
-        raise ValueError(f"no update profile at {path}; arm.push_profile is the update_profile.json of a finished run")
-    content: Any = json.loads(path.read_text())
-    if not isinstance(content, Mapping) or content.get("format") != PROFILE_FORMAT or content.get("steps", 0) < 1:
-        raise ValueError(f"{path} is not the update profile of a run with a direction (update_profile.json)")
+        raise ValueError(f"no update profile at {path}; {_CURE}")
+    content = read_json(path)
+    if not _is_profile(content):
+        raise ValueError(f"{path} is not the update profile of a run with a direction; {_CURE}")
     sizes = {name: torch.tensor(c, dtype=torch.float64) for name, c in content["mean_coefficients"].items()}
     for name in sorted(set(sizes) | set(direction.basis)):
         here, there = len(direction.basis.get(name, ())), len(sizes.get(name, ()))
@@ -57,3 +59,16 @@ def read_profile(path: Path, direction: Direction) -> dict[str, Float[Tensor, " 
                 "with this direction, or with one of the same k per module (a control of it)"
             )
     return sizes
+
+
+def _is_profile(content: Any) -> bool:
+    """Whether parsed JSON has the form of `DirectedIntervention.update_profile` after at least one step."""
+    if not isinstance(content, Mapping) or content.get("format") != PROFILE_FORMAT:
+        return False
+    steps, coefficients = content.get("steps"), content.get("mean_coefficients")
+    return (
+        isinstance(steps, int)
+        and steps >= 1
+        and isinstance(coefficients, Mapping)
+        and all(isinstance(c, list) and all(isinstance(x, int | float) for x in c) for c in coefficients.values())
+    )

@@ -9,15 +9,16 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from unhack.files import write_json
+from unhack.files import read_json, write_json
 from unhack.organism.corpus import CorpusConfig, Text, corpus
 from unhack.organism.tokenizer import train_tokenizer
 from unhack.seeds import derive
@@ -38,6 +39,31 @@ class BuildConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
 
 
+BUILD_FILE = "build.json"
+
+
+def read_build(folder: Path) -> BuildConfig:
+    """The build of the organism in `folder`, as `build` recorded it.
+
+    Raises:
+        ValueError: no organism there, so its corpus is unknown; or another version of unhack built it.
+    """
+    path = folder / BUILD_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no {BUILD_FILE}, so the corpus it was trained on is unknown: "
+            "give 'organism' or a folder made by `unhack organism build`"
+        )
+    tree: dict[str, Any] = read_json(path)
+    corpus_tree: dict[str, Any] = tree.get("corpus", {})
+    for found, kind in ((tree, BuildConfig), (corpus_tree, CorpusConfig)):
+        if set(found) != {one.name for one in fields(kind)}:
+            raise ValueError(f"{path} was written by another version of unhack: build the model again")
+    corpus_tree["depth_weights"] = tuple(corpus_tree["depth_weights"])  # JSON has lists only
+    tree["corpus"] = CorpusConfig(**corpus_tree)
+    return BuildConfig(**tree)
+
+
 def build(folder: Path, config: BuildConfig, progress: Callable[[int, float, float], None]) -> None:
     """Write config.json, model.safetensors, tokenizer files and build.json to `folder` (replaced as a whole).
 
@@ -51,7 +77,7 @@ def build(folder: Path, config: BuildConfig, progress: Callable[[int, float, flo
     shutil.rmtree(target, ignore_errors=True)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    write_json(target / "build.json", asdict(config))
+    write_json(target / BUILD_FILE, asdict(config))
     shutil.rmtree(folder, ignore_errors=True)
     target.rename(folder)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from unhack import model, record
 from unhack.adapters.policy import Policy
 from unhack.config import TrainConfig
 from unhack.evaluate import EvaluationRow, pool, row_from_record
-from unhack.experiment import RunProgress, run_all
+from unhack.experiment import RunProgress, check_model, run_all
 from unhack.grade import Grader
-from unhack.organism.build import BuildConfig
+from unhack.organism.build import BuildConfig, read_build
 from unhack.organism.corpus import corpus
 from unhack.plan import ArmPlan, Plan, plan_runs
 from unhack.prompts import evaluation_prompts
@@ -72,12 +73,15 @@ def check(
     """Measure everything; with `seeds=0` only what needs no RL.
 
     The RL runs (vanilla and clean, one of each per seed) live in `folder` as an experiment's do: finished ones are
-    used again. Raises RuntimeError when a run fails.
+    used again. Raises RuntimeError when a run fails, and ValueError for a model whose corpus is unknown or when
+    `folder` holds runs of another model (the same path, built anew).
     """
+    arms = {"vanilla": ArmPlan(), "clean": ArmPlan({"arm.name": "clean"})}
+    runs = plan_runs(Plan("organism-check", tuple(range(seeds)), config, {}, arms), folder) if seeds else []
+    read_build(model_folder(config.model.path))
+    check_model(runs, model.load(config.model).hash)
     findings = before_rl(config)
-    if seeds:
-        arms = {"vanilla": ArmPlan(), "clean": ArmPlan({"arm.name": "clean"})}
-        runs = plan_runs(Plan("organism-check", tuple(range(seeds)), config, {}, arms), folder)
+    if runs:
         failed = [one for one in run_all(runs, processes, on_progress) if one.state == "failed"]
         if failed:
             raise RuntimeError(f"{failed[0].run.folder} failed: {failed[0].message}")
@@ -88,6 +92,11 @@ def check(
     return Report(tuple(findings))
 
 
+def model_folder(path: str) -> Path:
+    """Where the files of `model.path` are, if it is the bundled model or a folder."""
+    return Path(str(files("unhack") / "organism" / "files")) if path == model.ORGANISM else Path(path)
+
+
 def as_trained(folder: Path) -> tuple[list[EvaluationRow], list[EvaluationRow]]:
     """The first and the last as-trained evaluation of a run."""
     rows = [row_from_record(values) for values in record.evaluations(folder) if values["block"] == "as_trained"]
@@ -95,7 +104,11 @@ def as_trained(folder: Path) -> tuple[list[EvaluationRow], list[EvaluationRow]]:
 
 
 def before_rl(config: TrainConfig, problems_per_mode: int = 200, samples_per_problem: int = 4) -> list[Finding]:
-    """Solve rate, hack rate and lengths of the untrained policy on solvable held-out problems, all modes pooled."""
+    """Solve rate, hack rate and lengths of the untrained policy on solvable held-out problems, all modes pooled.
+
+    Raises ValueError for a model that `organism build` did not make: its corpus is unknown.
+    """
+    build = read_build(model_folder(config.model.path))
     policy = Policy.wrap(model.load(config.model), config.adapter)
     sampler = NativeSampler(policy, config.sampler)
     hack = solve = n = 0
@@ -114,13 +127,12 @@ def before_rl(config: TrainConfig, problems_per_mode: int = 200, samples_per_pro
         _within("solve rate before RL", solve / n, SOLVE_FRAC, n),
         _within("hack rate before RL", hack / n, HACK_FRAC, n),
         _same_lengths("lengths of the policy's own exploits and other completions", lengths[True], lengths[False]),
-        corpus_lengths(policy),
+        corpus_lengths(policy, build),
     ]
 
 
-def corpus_lengths(policy: Policy, build: BuildConfig | None = None) -> Finding:
-    """Whether token lengths of hacks and honest solutions agree in the corpus."""
-    build = build or BuildConfig()
+def corpus_lengths(policy: Policy, build: BuildConfig) -> Finding:
+    """Whether token lengths of hacks and honest solutions agree in the corpus of `build`, in the policy's tokens."""
     rows = islice(corpus(build.corpus, derive(build.seed, "organism check"), policy.tokenizer), CORPUS_ROWS)
     tasks = [row for row in rows if row.mode != "repeat"]
     ids = policy.tokenizer([row.completion for row in tasks], add_special_tokens=False)["input_ids"]

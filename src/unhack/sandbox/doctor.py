@@ -25,7 +25,8 @@ class Layer:
 _EXPOSED = {
     "separate_process": "a submission could read the answers and print its own verdict",
     "resource_limits": "a submission could take all CPU, memory, disk or process slots",
-    "uid_drop": "a submission runs as the trainer's user: it can read that user's files and signal its processes",
+    "uid_drop": "a submission runs as the trainer's user: it can read that user's files, signal its processes, and may "
+    "read the trainer's memory, where the answers are",
     "no_new_privs": "a submission could gain privileges through setuid programs",
     "subreaper": "a process that leaves its session outlives its grade",
     "parent_death_signal": "a child outlives a worker that is killed, until its own CPU limit",

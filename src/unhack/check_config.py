@@ -1,0 +1,106 @@
+"""Which values a run's settings may have: one table of bounds, and names that must be known.
+
+Types and choices are `settings.py`'s; what an arm uses is `interventions.arm_class`'s; files and devices are checked
+where they are opened. Everything here is cheap, so that a mistake is told before anything is loaded or written.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unhack import settings
+from unhack.config import TrainConfig
+from unhack.loopholes import LOOPHOLES
+from unhack.problems.organism import DEPTHS
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An interval of numbers: both ends belong to it unless they are marked as open."""
+
+    low: int | float
+    high: int | float = float("inf")
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: int | float) -> bool:
+        """Whether `value` is allowed."""
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        """The interval in words, for messages."""
+        low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        if self.high == float("inf"):
+            return low
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+
+
+COUNT, FROM_ZERO, ABOVE_ZERO = Bound(1), Bound(0), Bound(0, open_low=True)
+SHARE, DECAY = Bound(0, 1), Bound(0, 1, open_high=True)
+
+BOUNDS: dict[str, Bound] = {
+    "steps": COUNT,
+    "prompts_per_step": COUNT,
+    "group_size": Bound(2),  # a group of one has no spread of rewards, so it would teach nothing
+    "checkpoint_every_steps": COUNT,
+    "adapter.rank": COUNT,
+    "environment.impossible_frac": SHARE,
+    "environment.unhackable_frac": SHARE,
+    "sampler.temperature": ABOVE_ZERO,
+    "sampler.max_new_tokens": COUNT,
+    "optimizer.lr": ABOVE_ZERO,
+    "optimizer.beta1": DECAY,
+    "optimizer.beta2": DECAY,
+    "optimizer.eps": ABOVE_ZERO,
+    "optimizer.weight_decay": FROM_ZERO,
+    "optimizer.warmup_steps": FROM_ZERO,
+    "optimizer.final_lr_frac": SHARE,
+    "optimizer.clip_norm": FROM_ZERO,
+    "loss.clip_range": ABOVE_ZERO,
+    "loss.kl_beta": FROM_ZERO,
+    "loss.min_reward_spread": FROM_ZERO,
+    "loss.micro_batch_rollouts": COUNT,
+    "arm.overshoot": FROM_ZERO,
+    "evaluation.every_steps": COUNT,
+    "evaluation.problems_per_mode": COUNT,
+    "evaluation.samples_per_problem": COUNT,
+    "evaluation.final_problems_per_mode": COUNT,
+    "evaluation.final_samples_per_problem": COUNT,
+    "sandbox.workers": COUNT,
+    "sandbox.cpu_s": ABOVE_ZERO,
+    "sandbox.memory_bytes": Bound(2**26),  # Python itself does not start in much less
+}
+"""Bounds by dotted key; `None` is outside of them all. Keys that may be any number: the seed and the rewards."""
+
+
+def check(config: TrainConfig) -> None:
+    """Raise ValueError, naming the key and what it may be, for the first setting that no run can work with."""
+    settings.from_dict(settings.to_dict(config))  # types and choices, for settings made in Python
+    for key, value in settings.leaves(config).items():
+        if key in BOUNDS and value is not None:
+            check_bound(key, value, BOUNDS[key])
+    check_modes("environment.modes", config.environment.modes)
+    if not config.environment.modes:
+        raise ValueError(f"environment.modes is empty: use one or more of {', '.join(LOOPHOLES)}")
+    depths = config.environment.depths
+    if not depths or not set(depths) <= set(DEPTHS):
+        known = ", ".join(map(str, DEPTHS))
+        raise ValueError(f"environment.depths is {list(depths)}: use one or more of {known}")
+
+
+def check_bound(name: str, value: int | float, bound: Bound = COUNT) -> None:
+    """Raise ValueError unless `value` lies in the bound (default: a count, at least 1)."""
+    if value not in bound:
+        raise ValueError(f"{name} is {value}: it must be {bound}")
+
+
+def check_modes(name: str, modes: Sequence[str]) -> None:
+    """Raise ValueError for an unknown loophole mode, naming the nearest."""
+    for mode in modes:
+        if mode not in LOOPHOLES:
+            nearest = difflib.get_close_matches(mode, LOOPHOLES, n=1)
+            guess = f"did you mean {nearest[0]!r}? " if nearest else ""
+            raise ValueError(f"{name} has the unknown loophole mode {mode!r}: {guess}Known: {', '.join(LOOPHOLES)}")
