@@ -216,11 +216,12 @@ def _start(run: RunSpec, command: Sequence[str]) -> _Child:
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     write_json(run.settings_file, settings.to_dict(run.config))
     # One thread per process: on shared cores two threads are slower than one (ENGINEERING, facts).
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with run.log_file.open("ab") as log:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
         # A session of its own: Ctrl-C reaches only us; we then ask the run to save.
-        process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
+        )
     return _Child(process, time.monotonic(), _last_step(run.folder))
 
 
