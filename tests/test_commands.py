@@ -95,7 +95,7 @@ def test_demo_goes_from_nothing_to_table_and_figure_and_then_has_nothing_left_to
     assert run(*command) == 0
     assert time.monotonic() - started < 30
     assert run(*command, "--optimizer.lr", "0.5") == cli.USER_ERROR
-    assert "optimizer.lr: 0.02 → 0.5" in capsys.readouterr().err
+    assert "optimizer.lr: 0.03 → 0.5" in capsys.readouterr().err
 
 
 @pytest.mark.slow
