@@ -57,7 +57,10 @@ class Extract:
         policy = load_policy(self.model, self.adapter)
         names = ("selection", "control", "k", "pairs", "heldout", "length_matched", "depths", "loss", "method")
         recipe = DirectionRecipe(
-            **{name: getattr(self, name) for name in names}, drop_bottom_frac=self.drop_bottom_frac, seed=self.seed
+            **{name: getattr(self, name) for name in names},
+            drop_bottom_frac=self.drop_bottom_frac,
+            seed=self.seed,
+            pairs_seed=self.seed,
         )
         if self.pairs_file is None:
             pairs, direction = recipe_pairs(policy, recipe), organism_direction(policy, recipe)

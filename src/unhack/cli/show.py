@@ -144,6 +144,8 @@ def _bar(one: RunProgress) -> str:
 
 def _state_text(one: RunProgress) -> str:
     if one.state == "running":
+        if one.message:  # held by another process
+            return one.message
         return "evaluating" if one.step >= one.run.config.steps else duration(one.seconds_left)
     return {"waiting": "waiting", "finished": "done", "failed": "FAILED"}[one.state]
 
