@@ -290,6 +290,10 @@ def test_the_shipped_experiment_matches_every_real_direction_with_placebos_that_
         (("steps = 7", "seed = 4"), "seed cannot be set for a whole experiment.*set seeds"),
         (("steps = 7", 'arm = { name = "clean" }'), r"arm\.\* cannot be set for a whole experiment"),
         (("[arms.vanilla]", "[arms.vanilla]\nseed = 4"), "arms.vanilla: an arm has no seed of its own"),
+        (("steps = 7", "steps = 0"), "main.toml: steps is 0: it must be at least 1"),
+        (("[arms.vanilla]", "[arms.vanilla]\noptimizer = { lr = 0.0 }"), "arms.vanilla: optimizer.lr is 0.0: it must"),
+        (("[arms.vanilla]", '[arms.vanilla]\narm = { name = "earse" }'), "arms.vanilla: unknown arm 'earse'.*erase"),
+        (("[arms.vanilla]", '[arms.vanilla]\narm = { name = "push" }'), "arms.vanilla: arm 'push' needs arm"),
         (("[arms.vanilla]", '[arms.vanilla]\nmodel = { path = "x" }'), "arms.vanilla: arms are compared on one model"),
     ],
 )

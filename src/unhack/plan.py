@@ -29,9 +29,11 @@ from typing import Any
 
 from unhack import model, settings
 from unhack.adapters import Policy
+from unhack.check_config import check
 from unhack.config import ArmConfig, TrainConfig
 from unhack.directions import DirectionRecipe, load_direction, organism_direction, recipe_pairs, save_direction
 from unhack.experiment import RunSpec, check_recorded, check_runs
+from unhack.interventions import arm_class
 from unhack.pairs import pairs_hash, select
 from unhack.types import PlainValue
 
@@ -139,9 +141,11 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, PlainValue]:
 def check_plan(plan: Plan) -> None:
     """ValueError for no arms, settings that do not exist, and names of directions or arms that the plan lacks.
 
-    Also for what would be lost or mixed up: arm settings or a seed in the base, a seed or another model in an arm.
+    Also for what would be lost or mixed up: arm settings or a seed in the base, a seed or another model in an arm; and
+    for values that no run can work with, so that they are told before the first run and not by the last.
     """
     check_base(plan.base)
+    check(plan.base)
     if not plan.arms:
         raise ValueError("the experiment has no arms: add a table [arms.NAME]")
     for name, arm in plan.arms.items():
@@ -155,6 +159,8 @@ def check_plan(plan: Plan) -> None:
             _one_of(config.arm.push_profile, plan.arms, "arm.push_profile")
             for control in arm.controls:
                 _one_of(control, plan.arms, "control")
+            check(config)
+            arm_class(config.arm)
         except ValueError as error:
             raise ValueError(f"arms.{name}: {error}") from error
 
