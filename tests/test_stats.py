@@ -22,6 +22,15 @@ def test_wilson_agrees_with_scipy(n: int, data: st.DataObject) -> None:
     assert 0 <= ours.low <= successes / n <= ours.high <= 1
 
 
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_gives_the_published_intervals_of_newcombe_1998(successes: int, n: int, low: float, high: float) -> None:
+    interval = stats.wilson(successes, n)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
+
+
 def test_wilson_of_nothing_is_everything_and_impossible_counts_are_refused() -> None:
     assert stats.wilson(0, 0) == stats.Interval(0.0, 1.0)
     with pytest.raises(ValueError, match=r"5 successes out of 4"):
@@ -97,6 +106,7 @@ def test_onset_needs_the_rate_to_stay_up() -> None:
     assert stats.onset_step(steps, [0.0, 0.0, 0.0, 0.0, 0.9]) == 40
     assert stats.onset_step(steps, [0.1] * 5) is None
     assert stats.onset_step([], []) is None
+    assert stats.onset_step(steps, [0.1, 0.3, 0.3, 0.0, 0.0]) == 10  # reaching the threshold is enough
 
 
 def test_area_under_curve_is_the_mean_rate_over_uneven_steps() -> None:
