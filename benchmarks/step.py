@@ -117,7 +117,7 @@ def with_tuner(model: PreTrainedModel, policy: Policy) -> PreTrainedModel:
     """Replace the linear layers of `model` by tuners on the same bases as `policy`; everything else is frozen."""
     model.requires_grad_(False)
     for name, module in policy.modules.items():
-        model.set_submodule(name, FactoredTuner(module.base_weight, module.u, module.vh))
+        model.set_submodule(name, FactoredTuner(module.base_weight, *module.basis))
     return model
 
 

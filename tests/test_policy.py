@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3ForCausalLM
 
 from unhack.adapters import Policy, svd_cache
+from unhack.adapters.policy import Mask
 from unhack.adapters.spectral import SpectralLinear
 from unhack.config import AdapterConfig
 from unhack.model import LoadedModel, completion_logprobs, model_hash
@@ -274,3 +276,87 @@ def test_a_llama_like_model_with_biases_is_adapted_too() -> None:
     policy = Policy.wrap(LoadedModel(model, None, ""), AdapterConfig())
     assert torch.equal(logits(policy.model), before)
     assert torch.equal(logits(policy.deployed_model()), before)
+
+
+KINDS = (
+    AdapterConfig(),
+    AdapterConfig(kind="fixed_a_lora", rank=3),
+    AdapterConfig(kind="block_lora", rank=3, init="pissa"),
+)
+
+
+class MaskedOutputs(nn.Module):
+    """METHOD §1, literally: a mask acts on the outputs of two branches, for a batch of one rollout."""
+
+    def __init__(self, weight: Tensor, main: Tensor, quarantine: Tensor, mask: Mask) -> None:
+        super().__init__()
+        self.parts, self.mask = (weight, main, quarantine), mask
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        base, main, quarantine = (nn.functional.linear(inputs, part) for part in self.parts)
+        if self.mask == "keep":
+            return base + main
+        return base + (main.detach() if self.mask == "route" else main) + quarantine
+
+
+def masked_gradient(plain: Qwen3ForCausalLM, policy: Policy, row: int, mask: Mask) -> tuple[Tensor, Tensor]:
+    """(dL/dmain, dL/dquarantine) of one rollout by autograd through both branches' outputs."""
+    main, quarantine = policy.main.clone().requires_grad_(), policy.quarantine.clone().requires_grad_()
+    network, zero = copy.deepcopy(plain), torch.zeros_like(main)
+    blocks = [module_knobs(policy, main, zero), module_knobs(policy, zero, quarantine)]
+    for name, module in policy.modules.items():
+        weight = module.base_weight
+        main_delta, quarantine_delta = (module.merge(knobs[name]) - weight for knobs in blocks)
+        network.set_submodule(name, MaskedOutputs(weight, main_delta, quarantine_delta, mask))
+    logprobs, _ = completion_logprobs(network, TOKENS[[row]], PROMPTS[[row]], LENGTHS[[row]])
+    gradients = torch.autograd.grad(-logprobs.sum(), [main, quarantine], allow_unused=True)
+    main_gradient, quarantine_gradient = (zero if gradient is None else gradient for gradient in gradients)
+    return main_gradient, quarantine_gradient
+
+
+def module_knobs(policy: Policy, main: Tensor, quarantine: Tensor) -> dict[str, Tensor]:
+    combined = next(iter(policy.modules.values())).combine(main, quarantine)
+    return {name: combined[..., piece] for name, piece in policy.layout.items()}
+
+
+@pytest.mark.parametrize("computation", ["merged", "factored"])
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
+def test_masks_act_on_branch_outputs_as_a_loop_over_rollouts_does(
+    make_tiny_policy_model: Callable[..., Qwen3ForCausalLM], config: AdapterConfig, computation: str
+) -> None:
+    policy = wrap(make_tiny_policy_model(layers=1), replace(config, computation=computation))  # pyright: ignore[reportArgumentType]
+    policy.set_knobs(noise(policy, "a"), noise(policy, "b"))
+    plain, before = make_tiny_policy_model(layers=1), logits(policy.model)
+    masks: dict[Mask, list[int]] = {"keep": [0, 3], "absorb": [1, 4], "route": [2, 5]}
+    for mask, rows in masks.items():
+        with policy.knob_gradient(rollouts=len(rows), mask=mask) as taps:
+            logprobs, _ = completion_logprobs(policy.model, TOKENS[rows], PROMPTS[rows], LENGTHS[rows])
+            (-logprobs.sum()).backward()
+            got = taps.rows(), taps.rows(quarantine=True)
+        for index, row in enumerate(rows):
+            main, quarantine = masked_gradient(plain, policy, row, mask)
+            torch.testing.assert_close(got[0][index], main, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(got[1][index], quarantine, rtol=1e-4, atol=1e-4)
+            assert (bool(main.any()), bool(quarantine.any())) == (mask != "route", mask != "keep")
+    assert torch.equal(logits(policy.model), before)
+
+
+def test_detaching_main_changes_the_gradients_of_the_layers_before_it(tiny_policy_model: Qwen3ForCausalLM) -> None:
+    policy = wrap(tiny_policy_model)
+    policy.set_knobs(noise(policy, "a"), noise(policy, "b"))
+    got = {}
+    for mask in ("absorb", "route"):
+        with policy.knob_gradient(mask=mask) as taps:
+            logprobs, _ = completion_logprobs(policy.model, TOKENS, PROMPTS, LENGTHS)
+            (-logprobs.sum()).backward()
+            got[mask] = taps.total(quarantine=True)
+    last = dict(policy.layout.items())["model.layers.1.mlp.down_proj"]
+    torch.testing.assert_close(got["absorb"][last], got["route"][last])
+    assert not torch.allclose(got["absorb"][: last.start], got["route"][: last.start], rtol=1e-2)
+
+
+def test_both_blocks_have_one_gradient_where_only_their_sum_enters(tiny_policy_model: Qwen3ForCausalLM) -> None:
+    policy = wrap(tiny_policy_model)
+    with policy.knob_gradient() as taps:
+        loss_of(policy, noise(policy, "a")).backward()
+        assert torch.equal(taps.total(), taps.total(quarantine=True)) and bool(taps.total().any())

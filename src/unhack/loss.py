@@ -141,28 +141,30 @@ def micro_batches(batch: Batch, rollouts: int) -> Iterator[tuple[str, Batch]]:
 def backward(policy: Policy, batch: Batch, config: LossConfig, temperature: float = 1.0) -> Gradient:
     """dL/dknob of the whole batch, in micro-batches; independent of how it is cut, up to float32 rounding.
 
-    The same vector is the gradient of both blocks (only their sum enters the model): it is returned as `main`, and
-    `quarantine` is zero until an arm asks for it. `sources` splits main into its student and teacher parts.
+    `quarantine` is that block's own gradient: the same vector as `main` where only the blocks' sum enters the model
+    (every kind of adapter but block LoRA). `sources` splits main into its student and teacher parts.
 
     Raises:
         NonFiniteError: NaN or Inf in a rollout's loss, or in a micro-batch's gradient.
     """
     sources: dict[str, Tensor] = {}
+    quarantine = torch.zeros(policy.layout.total, device=policy.device)
     sums: dict[str, float] = dict.fromkeys(("loss", "tokens", "kl", "clipped", "entropy", "sampler_gap"), 0.0)
     for source, part in micro_batches(batch, config.micro_batch_rollouts):
         with policy.knob_gradient() as taps:
             for name, value in backward_part(policy, part, config, temperature).items():
                 sums[name] += value
-            gradient = taps.total()
-        if not bool(torch.isfinite(gradient).all()):
+            gradient, own = taps.total(), taps.total(quarantine=True)
+        if not bool(torch.isfinite(gradient).all() and torch.isfinite(own).all()):
             raise NonFiniteError("gradient", part.rollout_ids)
         sources[source] = sources[source] + gradient if source in sources else gradient
+        quarantine = quarantine + own
     total = sum(sources.values(), torch.zeros(policy.layout.total, device=policy.device))
     tokens = max(1.0, sums["tokens"])
     metrics = {"loss/total": sums["loss"], "loss/tokens": sums["tokens"], "loss/rollouts": float(len(batch.lengths))}
     for name, key in (("kl", "kl"), ("clip_frac", "clipped"), ("entropy", "entropy"), ("sampler_gap", "sampler_gap")):
         metrics[f"loss/{name}"] = sums[key] / tokens
-    return Gradient(total, torch.zeros_like(total), metrics, sources)
+    return Gradient(total, quarantine, metrics, sources)
 
 
 def backward_part(policy: Policy, part: Batch, config: LossConfig, temperature: float) -> dict[str, float]:

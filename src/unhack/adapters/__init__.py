@@ -1,5 +1,5 @@
 """Trainable parts added to a frozen model: two blocks (`main`, `quarantine`) per wrapped linear layer."""
 
-from unhack.adapters.policy import GradientTaps, Policy
+from unhack.adapters.policy import GradientTaps, Mask, Policy
 
-__all__ = ["GradientTaps", "Policy"]
+__all__ = ["GradientTaps", "Mask", "Policy"]

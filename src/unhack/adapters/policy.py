@@ -11,18 +11,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from unhack.adapters.spectral import SpectralLinear
-from unhack.adapters.svd_cache import SingularBasis, cached_decomposition, content_hash, write_tensors
+from unhack.adapters.kinds import builder
+from unhack.adapters.linear import AdaptedLinear
+from unhack.adapters.svd_cache import content_hash, write_tensors
 from unhack.config import AdapterConfig
 from unhack.model import LoadedModel
 from unhack.types import KnobLayout, Update
@@ -35,6 +36,13 @@ FORMAT = "unhack-knobs-2"
 Setting = tuple[bool, bool]
 """(main on, quarantine on)."""
 
+Mask: TypeAlias = Literal["keep", "absorb", "route"]
+"""What a rollout may teach (METHOD §1): keep = quarantine absent from the forward, main trains; absorb = both train;
+route = both in the forward, main's branch output detached, quarantine trains."""
+
+LEARNS: Mapping[Mask, Setting] = {"keep": (True, False), "absorb": (True, True), "route": (False, True)}
+"""Which blocks get a gradient under a mask."""
+
 
 def wrapped_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The attention and MLP linear layers of `model` by name, in module order; never embeddings or the head.
@@ -44,7 +52,7 @@ def wrapped_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """
     found: dict[str, nn.Linear] = {}
     for name, module in model.named_modules():
-        if isinstance(module, SpectralLinear):
+        if isinstance(module, AdaptedLinear):
             raise ValueError(f"{name} is already wrapped: load the model afresh to wrap it again")
         last = name.rpartition(".")[2]
         if isinstance(module, nn.Linear) and (last in WRAPPED or last.startswith("in_proj") or last == "out_proj"):
@@ -58,18 +66,25 @@ def wrapped_linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 class GradientTaps:
-    """Knob gradients of the backwards that ran since the taps were opened (see `Policy.knob_gradient`)."""
+    """Knob gradients of the backwards that ran since the taps were opened (see `Policy.knob_gradient`).
 
-    def __init__(self, taps: tuple[Tensor, ...]) -> None:
-        self._taps = taps
+    A block that does not learn under the mask has gradient zero. Where the blocks enter the model only through their
+    sum (`spectral`, `fixed_a_lora`), both have the same gradient.
+    """
 
-    def rows(self) -> Float[Tensor, "rows K"]:
-        """dL/dknob of each row: of each rollout when opened with `rollouts=B`, else one row for the whole batch."""
-        return torch.cat([torch.zeros_like(t) if t.grad is None else t.grad for t in self._taps], dim=1)
+    def __init__(self, taps: tuple[Tensor, ...], learns: Setting) -> None:
+        self._taps, self._learns = taps, learns
 
-    def total(self) -> Float[Tensor, " K"]:
-        """dL/dknob summed over rows; the same vector is the gradient of `main` and of `quarantine`."""
-        return self.rows().sum(0)
+    def rows(self, quarantine: bool = False) -> Float[Tensor, "rows K"]:
+        """dL/dmain (or dL/dquarantine) of each rollout when opened with `rollouts=B`, else one row for the batch."""
+        block = int(quarantine)
+        parts = [torch.zeros_like(tap) if tap.grad is None else tap.grad for tap in self._taps]
+        rows = torch.cat([part if part.dim() == 2 else part[:, block] for part in parts], dim=1)
+        return rows if self._learns[block] else torch.zeros_like(rows)
+
+    def total(self, quarantine: bool = False) -> Float[Tensor, " K"]:
+        """dL/dmain (or dL/dquarantine), summed over rows."""
+        return self.rows(quarantine).sum(0)
 
     def clear(self) -> None:
         """Forget what was collected; later backwards start from zero."""
@@ -78,24 +93,26 @@ class GradientTaps:
 
 
 class Policy:
-    """A causal language model whose attention and MLP layers carry spectral knobs.
+    """A causal language model whose attention and MLP layers carry knobs, of whatever kind.
 
     Attributes: `model` (the wrapped HF model, frozen), `tokenizer`, `layout` (where each module's knobs lie),
     `main` and `quarantine` (flat float32 [K] on the model's device; change them by `apply` or `set_knobs` only),
-    `modules` (name → SpectralLinear), `model_hash`, `basis_hash`, `kind`, `rank`. `basis_hash` covers the kind, every
-    wrapped weight and every U and Vh: knobs and directions mean something else in another basis of the same weight.
+    `modules` (name → adapted layer), `model_hash`, `basis_hash`, `kind`, `rank`. `basis_hash` covers the kind, every
+    wrapped weight and every frozen tensor beside it (U and Vh; A; initial A and B): knobs and directions mean something
+    else in another basis of the same weight. Knobs are displacements: at zero every kind is the base model.
     """
 
-    def __init__(self, loaded: LoadedModel, config: AdapterConfig, modules: dict[str, SpectralLinear]) -> None:
+    def __init__(self, loaded: LoadedModel, config: AdapterConfig, modules: Mapping[str, AdaptedLinear]) -> None:
         self.model, self.tokenizer, self.model_hash = loaded.model, loaded.tokenizer, loaded.hash
         self.config, self.kind, self.rank = config, config.kind, config.rank
-        self.modules = modules
-        self.layout = KnobLayout(tuple(modules), tuple(module.rank for module in modules.values()))
+        self.modules = dict(modules)
+        self._like = next(iter(modules.values()))  # all are of one kind
+        self.layout = KnobLayout(tuple(modules), tuple(module.size for module in modules.values()))
         self.weight_hashes = {name: content_hash(module.base_weight) for name, module in modules.items()}
         self.basis_hashes = {name: [content_hash(part) for part in module.basis] for name, module in modules.items()}
         described = json.dumps([self.kind, self.weight_hashes, self.basis_hashes])
         self.basis_hash = hashlib.sha256(described.encode()).hexdigest()
-        device = next(iter(modules.values())).base_weight.device
+        device = self._like.base_weight.device
         self._main = torch.zeros(self.layout.total, device=device)
         self._quarantine = torch.zeros(self.layout.total, device=device)
         self._setting: Setting = (True, True)
@@ -106,19 +123,17 @@ class Policy:
         """Replace the attention and MLP linear layers of `loaded.model` (in place) by adapted ones, knobs at zero.
 
         `config.computation`: `auto` is `merged`. Sampling needs W_eff anyway, and with it built a merged backward never
-        takes more multiplications than the factored one (`spectral.py`); benchmarks/adapter.py measures both.
+        takes more multiplications than the factored one (each kind counts); benchmarks/adapter.py measures both.
 
         Raises:
-            ValueError: nothing to wrap, wrapped before, or a rank below 1.
+            ValueError: nothing to wrap, wrapped before, settings that the kind cannot work with, or a rank that does
+                not fit a layer.
         """
-        if config.rank is not None and config.rank < 1:
-            raise ValueError(f"adapter.rank is {config.rank}: give at least 1, or leave it out for full rank")
-        modules: dict[str, SpectralLinear] = {}
-        for name, linear in wrapped_linears(loaded.model).items():
-            u, _, vh = cached_decomposition(linear.weight)
-            basis = SingularBasis(u[:, : config.rank].contiguous(), vh[: config.rank].contiguous())
-            modules[name] = SpectralLinear(linear, basis, factored=config.computation == "factored")
-            loaded.model.set_submodule(name, modules[name])
+        linears = wrapped_linears(loaded.model)
+        make = builder(config, loaded.hash)
+        modules = {name: make(name, linear) for name, linear in linears.items()}  # all, before the model is changed
+        for name, module in modules.items():
+            loaded.model.set_submodule(name, module)
         loaded.model.requires_grad_(False)
         return cls(loaded, config, modules)
 
@@ -133,6 +148,11 @@ class Policy:
         return self._quarantine
 
     @property
+    def linear_in_knob(self) -> bool:
+        """Whether weights are linear in the knobs: only then does a direction of knobs keep its meaning."""
+        return self._like.linear_in_knob
+
+    @property
     def device(self) -> torch.device:
         """Where the knobs and the model are."""
         return self._main.device
@@ -140,6 +160,7 @@ class Policy:
     @torch.no_grad()
     def set_knobs(self, main: Float[Tensor, " K"], quarantine: Float[Tensor, " K"]) -> None:
         """Copy in new values for both blocks and forget all merged weights."""
+        assert self._like.through is None, "knobs cannot change under the mask route"
         self._main = main.detach().to(self.device, torch.float32, copy=True)
         self._quarantine = quarantine.detach().to(self.device, torch.float32, copy=True)
         self._merged.clear()
@@ -171,34 +192,55 @@ class Policy:
     def _activate(self) -> None:
         """Hand each module its knobs and its merged weight (if built) under the present setting."""
         main_on, quarantine_on = self._setting
-        knobs = self._main * float(main_on) + self._quarantine * float(quarantine_on)
+        knobs = self._like.combine(self._main * float(main_on), self._quarantine * float(quarantine_on))
         merged = self._merged.get(self._setting)
         for index, (name, piece) in enumerate(self.layout.items()):
             module = self.modules[name]
-            module.knob = knobs[piece] if bool(knobs[piece].any()) else None
+            module.knob = knobs[..., piece] if bool(knobs[..., piece].any()) else None
             module.merged = merged[index] if merged is not None else None
 
     @contextmanager
-    def knob_gradient(self, rollouts: int | None = None) -> Iterator[GradientTaps]:
+    def knob_gradient(self, rollouts: int | None = None, mask: Mask | None = None) -> Iterator[GradientTaps]:
         """Collect dL/dknob of every backward of a forward made inside.
 
         With `rollouts=B` each row of the batch is collected by itself ([B, K], summing to the total); every forward
         inside must then have B rows. Costs two more products per layer, so ask only when it is needed.
+        `mask` holds for every forward inside (rollouts of other masks go into other batches); None: the blocks as they
+        are, both learn. `route` keeps a second set of merged weights, W + Δ(quarantine), by which gradients go on.
 
             with policy.knob_gradient() as taps:
                 loss(policy.model).backward()
             gradient = taps.total()
         """
+        modules = list(self.modules.values())
         rows = 1 if rollouts is None else rollouts
-        taps = tuple(torch.zeros(rows, m.rank, device=self.device, requires_grad=True) for m in self.modules.values())
-        for module, tap in zip(self.modules.values(), taps, strict=True):
+        taps = tuple(torch.zeros(m.tap_shape(rows), device=self.device, requires_grad=True) for m in modules)
+        for module, tap in zip(modules, taps, strict=True):
             assert module.tap is None, "knob_gradient is already open"
             module.tap = tap
         try:
-            yield GradientTaps(taps)
+            with nullcontext() if mask is None else self._masked(mask):
+                yield GradientTaps(taps, (True, True) if mask is None else LEARNS[mask])
         finally:
-            for module in self.modules.values():
+            for module in modules:
                 module.tap = None
+
+    @contextmanager
+    def _masked(self, mask: Mask) -> Iterator[None]:
+        through: list[Tensor | None] = [None] * len(self.modules)
+        if mask == "route":
+            with self.blocks(main=False, quarantine=True):
+                through = [module.weight for module in self.modules.values()]
+        with self.blocks(main=True, quarantine=mask != "keep"):
+            self._pass_through(through)
+            try:
+                yield
+            finally:
+                self._pass_through([None] * len(through))
+
+    def _pass_through(self, weights: list[Tensor | None]) -> None:
+        for module, weight in zip(self.modules.values(), weights, strict=True):
+            module.through = weight
 
     def save(self, folder: Path) -> None:
         """Write knobs.safetensors with the adapter's kind, rank and the hashes of every wrapped weight and basis."""
@@ -208,6 +250,7 @@ class Policy:
             "rank": json.dumps(self.rank),
             "weights": json.dumps(self.weight_hashes),
             "bases": json.dumps(self.basis_hashes),
+            **self._settings(),
         }
         tensors = {"main": self._main.cpu(), "quarantine": self._quarantine.cpu()}
         write_tensors(folder / "knobs.safetensors", tensors, metadata)
@@ -225,8 +268,12 @@ class Policy:
             self._check_metadata(path, file.metadata() or {})
             self.set_knobs(file.get_tensor("main"), file.get_tensor("quarantine"))
 
+    def _settings(self) -> dict[str, str]:
+        return {name: json.dumps(getattr(self.config, name)) for name in self._like.settings}
+
     def _check_metadata(self, path: Path, metadata: dict[str, str]) -> None:
-        for key, mine in (("format", FORMAT), ("kind", self.kind), ("rank", json.dumps(self.rank))):
+        wanted = {"format": FORMAT, "kind": self.kind, "rank": json.dumps(self.rank), **self._settings()}
+        for key, mine in wanted.items():
             if metadata.get(key) != mine:
                 raise ValueError(f"{path}: {key} is {metadata.get(key)}, this policy's is {mine}: wrap with the same")
         weights: dict[str, Any] = json.loads(metadata["weights"])
@@ -237,8 +284,8 @@ class Policy:
         for name, mine in self.basis_hashes.items():
             if bases[name] != mine:
                 raise ValueError(
-                    f"{path}: the singular basis of {name} is not the one it was trained in (another machine or LAPACK "
-                    "gives other vectors for nearly equal singular values): use the $UNHACK_CACHE of that machine"
+                    f"{path}: the {self._like.basis_name} of {name} is not the one it was trained in "
+                    f"({self._like.basis_cure})"
                 )
 
     @torch.no_grad()

@@ -5,28 +5,21 @@
 W itself is kept and never rebuilt from its SVD, so at knob = 0 the layer is the base layer bit for bit and a cropped
 rank leaves no truncation residual. `main` and `quarantine` enter only through their sum: they share one gradient.
 
-Two algebraically equal ways to compute it:
-    merged     y = x W_effᵀ. W_eff is built once per setting of the knobs; the backward saves x and nothing else.
-    factored   y = x Wᵀ + ((x Vhᵀ) ⊙ knob) Uᵀ, left to autograd.
-Beyond the bare layer's own products, factored takes 2 N r (in + out) multiplications for N positions; merged takes at
-most N r (in + out) (`knob_rows` counts) and the product that builds W_eff, which sampling needs in any case. So merged
-is the default; factored is for when W_eff should not be stored or rounded.
-
-Gradients are read through a *tap*: a leaf of zeros [rows, r] that is added to the knob. One row collects the gradient
-of the whole batch, B rows collect each rollout's own (they sum to the whole). Without a tap no knob gradient is
-computed, which is what sampling and evaluation use.
+Both computations of `linear.py` are here. Beyond the bare layer's own products, factored takes 2 N r (in + out)
+multiplications for N positions; merged takes at most N r (in + out) (`knob_rows` counts) and the product that builds
+W_eff, which sampling needs in any case. So merged is the default.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
-from unhack.adapters.svd_cache import SingularBasis
+from unhack.adapters.linear import AdaptedLinear, row_view
+from unhack.adapters.svd_cache import SingularBasis, cached_decomposition
+from unhack.config import AdapterConfig
 
 
 def merge(weight: Float[Tensor, "out in"], basis: SingularBasis, knob: Float[Tensor, " r"]) -> Float[Tensor, "out in"]:
@@ -56,51 +49,22 @@ def knob_rows(
     return product.view(rows, positions // rows, rank).sum(1)
 
 
-class MergedLinear(torch.autograd.Function):
-    """y = x W_effᵀ + bias whose backward also gives dL/dknob, saving no activation beyond x."""
+class SpectralLinear(AdaptedLinear):
+    """A frozen `nn.Linear` with a spectral knob; `rank` is r, the number of singular triples and of knobs."""
 
-    @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, tap: Tensor, u: Tensor, vh: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(inputs, weight, u, vh)
-        ctx.rows = tap.shape[0]
-        return functional.linear(inputs, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        inputs, weight, u, vh = ctx.saved_tensors
-        grads = grad_outputs[0].reshape(-1, weight.shape[0])
-        flat_inputs = inputs.reshape(-1, weight.shape[1])
-        grad_inputs = (grads @ weight).view(inputs.shape) if ctx.needs_input_grad[0] else None
-        grad_tap = knob_rows(flat_inputs, grads, SingularBasis(u, vh), ctx.rows) if ctx.needs_input_grad[3] else None
-        return grad_inputs, None, None, grad_tap, None, None
-
-
-class SpectralLinear(nn.Module):
-    """A frozen `nn.Linear` with a spectral knob. Built and driven by `Policy`, which owns the knobs.
-
-    `base_weight` [out, in] is the very parameter of the wrapped layer; `weight` is the effective (merged) one, for
-    code that does its own matrix products. `rank` is r.
-    """
-
-    base_weight: Tensor
-    bias: Tensor | None
+    basis_name = "singular basis"
+    basis_cure = (
+        "another machine or LAPACK gives other vectors for nearly equal singular values: use the $UNHACK_CACHE of that "
+        "machine"
+    )
     u: Tensor
     vh: Tensor
 
     def __init__(self, base: nn.Linear, basis: SingularBasis, factored: bool) -> None:
-        super().__init__()
+        super().__init__(base, factored)
         assert base.weight.shape == (basis.u.shape[0], basis.vh.shape[1])
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.base_weight = base.weight
-        self.bias = base.bias
         self.register_buffer("u", basis.u, persistent=False)  # [out, r]
         self.register_buffer("vh", basis.vh, persistent=False)  # [r, in]
-        self.factored = factored
-        self.knob: Tensor | None = None  # [r] of the active blocks; None: all zero, the base weight is used as it is
-        self.merged: Tensor | None = None  # W_eff of `knob`, built when first needed
-        self.tap: Tensor | None = None  # [rows, r] leaf of zeros while gradients are collected
 
     @property
     def rank(self) -> int:
@@ -108,37 +72,39 @@ class SpectralLinear(nn.Module):
         return self.u.shape[1]
 
     @property
+    def size(self) -> int:
+        """r knobs."""
+        return self.rank
+
+    @property
     def basis(self) -> SingularBasis:
         """U [out, r] and Vh [r, in], float32."""
         return SingularBasis(self.u, self.vh)
 
-    @property
-    def weight(self) -> Tensor:
-        """Effective weight [out, in] under the active blocks, in the base dtype; the base weight itself at zero."""
-        if self.knob is None:
-            return self.base_weight
-        if self.merged is None:
-            with torch.no_grad():
-                self.merged = merge(self.base_weight, self.basis, self.knob)
-        return self.merged
+    def merge(self, knob: Float[Tensor, " r"]) -> Float[Tensor, "out in"]:
+        """W + U diag(knob) Vh."""
+        return merge(self.base_weight, self.basis, knob)
 
-    def forward(self, inputs: Float[Tensor, "*B in"]) -> Float[Tensor, "*B out"]:
-        """The adapted layer; with a tap of more than one row, the leading axis of `inputs` must be the rollouts."""
-        if self.factored:
-            return self.forward_factored(inputs)
-        if self.tap is None or not torch.is_grad_enabled():
-            return functional.linear(inputs, self.weight, self.bias)
-        rows = self.tap.shape[0]
-        assert rows in (1, inputs.shape[0]), f"{rows} rows of gradients asked of a batch of {inputs.shape[0]}"
-        return MergedLinear.apply(inputs, self.weight, self.bias, self.tap, self.u, self.vh)  # pyright: ignore[reportReturnType]
+    def branch(self, inputs: Float[Tensor, "*B in"], knob: Float[Tensor, "rows r"]) -> Tensor:
+        """((x Vhᵀ) ⊙ knob) Uᵀ."""
+        return ((inputs.float() @ self.vh.T) * row_view(knob, inputs.dim())) @ self.u.T
 
-    def forward_factored(self, inputs: Float[Tensor, "*B in"]) -> Float[Tensor, "*B out"]:
-        """x Wᵀ + ((x Vhᵀ) ⊙ knob) Uᵀ (METHOD §1 a), for when W_eff should not be stored or rounded."""
-        outputs = functional.linear(inputs, self.base_weight, self.bias)
-        if self.tap is None and self.knob is None:
-            return outputs
-        knob = self.knob if self.knob is not None else torch.zeros(self.rank, device=self.u.device)
-        if self.tap is not None:
-            knob = knob + self.tap.view(self.tap.shape[0], *[1] * (inputs.dim() - 2), self.rank)
-        delta = ((inputs.float() @ self.vh.T) * knob) @ self.u.T
-        return outputs + delta.to(outputs.dtype)
+    def collected(self) -> SingularBasis:
+        """U and Vh."""
+        return self.basis
+
+    @staticmethod
+    def collect(inputs: Tensor, grads: Tensor, collected: Sequence[Tensor], rows: int) -> Tensor:
+        """`knob_rows` in the basis `collected`."""
+        return knob_rows(inputs, grads, SingularBasis(*collected), rows)
+
+
+def build(config: AdapterConfig, model_hash: str) -> Callable[[str, nn.Linear], SpectralLinear]:
+    """Makes the adapted layer of (module name, linear layer), from the cached SVD of its weight."""
+
+    def make(name: str, linear: nn.Linear) -> SpectralLinear:
+        u, _, vh = cached_decomposition(linear.weight)
+        basis = SingularBasis(u[:, : config.rank].contiguous(), vh[: config.rank].contiguous())
+        return SpectralLinear(linear, basis, factored=config.computation == "factored")
+
+    return make

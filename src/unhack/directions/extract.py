@@ -169,6 +169,11 @@ def extract(
     """
     if not pairs:
         raise ValueError("no pairs to extract a direction from")
+    if not policy.linear_in_knob:
+        raise ValueError(
+            f"adapter.kind is {policy.kind}: its A moves, so a direction of its knobs does not keep its meaning; use "
+            "spectral or fixed_a_lora, or an arm without a direction"
+        )
     differences = pair_differences(policy, pairs, loss=loss, temperature=temperature)
     if control == "shuffled":
         differences = differences * _half_swapped(len(pairs), seed)[:, None]

@@ -91,6 +91,11 @@ def build(
     arm = arm_class(config)
     if not issubclass(arm, DirectedIntervention):
         return arm(config, layout, seed)
+    if policy is not None and not policy.linear_in_knob:
+        raise ValueError(
+            f"arm '{arm.name}' uses a direction of knobs, which does not keep its meaning under adapter.kind "
+            f"{policy.kind}: use spectral or fixed_a_lora, or an arm without a direction"
+        )
     if direction is None:
         assert config.direction is not None
         direction = load_direction(config.direction, policy)
