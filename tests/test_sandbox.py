@@ -2,99 +2,57 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import struct
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from submissions import program, run_one
-from unhack.sandbox import LEVEL, Probe, Sandbox
-from unhack.sandbox import child as child_module
-from unhack.sandbox.wire import ProtocolError, decode, parse_record, to_execution
+from unhack.sandbox import Probe, Sandbox
 
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(workers=1, cpu_s=0.5, memory_bytes=256 * 2**20, wall_s=1.0) as pool:
+    with Sandbox(workers=1, cpu_s=0.5, case_cpu_s=0.1, memory_bytes=256 * 2**20, wall_s=1.0) as pool:
         yield pool
 
 
-VALUES = [
-    None, True, False, 0, -7, 2**61, 2**70, -(2**200), 1.0, -0.0, 1e308, float("inf"), "", "ü\ud800\n", [], [1, [2.5]],
-    (1, ("a",)), {"a": 1, 2: [3], (1, 2): None}, {1, 2}, frozenset({3}), b"\x00\xff",
-]  # fmt: skip
-
-
-def test_plain_values_come_back_with_their_exact_types(sandbox: Sandbox) -> None:
-    execution = run_one(sandbox, "", *[repr(value) if value != float("inf") else "float('inf')" for value in VALUES])
-    assert execution.reason == "ok" and execution.level == LEVEL
-    for result, value in zip(execution.results, VALUES, strict=True):
-        assert result.error is None and repr(result.value) == repr(value)
-
-
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=30)
-@given(PLAIN)
-def test_encoding_then_decoding_is_the_identity(value: Any) -> None:
-    assert repr(decode(json.loads(json.dumps(child_module.encode(value))))) == repr(value)
-
-
-@given(st.binary(max_size=200))
-def test_the_parser_survives_arbitrary_records(body: bytes) -> None:
-    for data in (body, b'["compiled"]\n' + body + b"\n", b'["compiled"]\n["value",' + body + b"]\n"):
-        with contextlib.suppress(ProtocolError):
-            parse_record(data, 3)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'["value",1]\n',  # before compiled
-        b'["compiled"]\n["done"]\n',  # without the results
-        b'["compiled"]\n["value",1]\n["value",1]\n',  # more results than calls
-        b'["compiled"]\n["value",1]\n["done"]\n["saw",5]\n',
-        b'["compiled"]\n["value",{"x":1}]\n',
-        b'["compiled"]\n["value",{"d":[[[],1]]}]\n',
-        b'["compiled"]\n["value",' + b"9" * 10**5 + b"]\n",
-        b'["compiled"]\n["value",' + b"[" * 10**5 + b"]" * 10**5 + b"]\n",
-    ],
-)
-def test_a_record_no_honest_child_writes_is_a_protocol_error(body: bytes) -> None:
-    header = {"signal": None, "cpu_s": 0.0, "over_wall": False, "observation": None}
-    assert to_execution(header, body, 1, 1.0, LEVEL).reason == "protocol_error"
-
-
-REASONS = {
-    "while True:\n    try:\n        pass\n    except BaseException:\n        pass": "timeout",
-    "10 ** 10 ** 8": "timeout",
-    "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)": "crash",
-    "import os\nos.abort()": "crash",
-    "import os\nos._exit(0)": "no_verdict",
-    "import ctypes\nctypes.string_at(0)": "crash",
+ENDS = {
+    "while True:\n    try:\n        pass\n    except BaseException:\n        pass": ("timeout", "Timeout"),
+    "10 ** 10 ** 8": ("timeout", "Timeout"),
+    "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)": ("crash", "Crash"),
+    "import os\nos.abort()": ("crash", "Crash"),
+    "import os\nos._exit(0)": ("no_verdict", "Exited"),
+    "import ctypes\nctypes.string_at(0)": ("crash", "Crash"),
+    "import time\ntime.sleep(1000)": ("timeout_wall", "TimeoutWall"),
 }
 
 
-@pytest.mark.parametrize(("body", "reason"), REASONS.items())
-def test_a_submission_that_dies_gets_its_reason_and_no_result(sandbox: Sandbox, body: str, reason: str) -> None:
-    execution = run_one(sandbox, program(body))
-    assert (execution.reason, execution.results, execution.compiled) == (reason, (), True)
+@pytest.mark.parametrize(("body", "ended"), ENDS.items())
+def test_a_call_that_ends_its_process_is_an_error_of_that_call_only(
+    sandbox: Sandbox, body: str, ended: tuple[str, str]
+) -> None:
+    source = program("if x % 2:\n" + "".join(f"    {line}\n" for line in body.splitlines()) + "return x")
+    execution = run_one(sandbox, source, *(f"solution.solve({x})" for x in (2, 3, 4, 6)))
+    assert (execution.reason, execution.compiled) == (ended[0], True)
+    assert [result.error for result in execution.results] == [None, ended[1], None, None]
+    assert [result.value for result in execution.results] == [2, None, 4, 6]
 
 
-def test_results_before_a_death_are_kept(sandbox: Sandbox) -> None:
-    source = program("import os\nif x == 2: os._exit(0)\nreturn x")
-    execution = run_one(sandbox, source, "solution.solve(1)", "solution.solve(2)", "solution.solve(3)")
-    assert execution.reason == "no_verdict" and [result.value for result in execution.results] == [1]
+def test_deaths_at_the_first_and_the_last_call_and_in_a_row_hide_nothing(sandbox: Sandbox) -> None:
+    source = program("import os\nif x in (0, 3, 4, 9): os._exit(x)\nreturn x")
+    execution = run_one(sandbox, source, *(f"solution.solve({x})" for x in range(10)))
+    assert execution.reason == "no_verdict" and execution.observation is None
+    assert [result.value for result in execution.results if result.error is None] == [1, 2, 5, 6, 7, 8]
+    assert {result.error for result in execution.results} == {None, "Exited"} and len(execution.results) == 10
+
+
+def test_the_first_end_gives_the_reason(sandbox: Sandbox) -> None:
+    source = program("import os\nif x == 2: os.abort()\nif x == 3: os._exit(0)\nreturn x")
+    execution = run_one(sandbox, source, *(f"solution.solve({x})" for x in range(5)))
+    assert (execution.reason, execution.signal) == ("crash", 6)
+    assert [result.error for result in execution.results] == [None, None, "Crash", "Exited", None]
 
 
 @pytest.mark.parametrize(
@@ -107,52 +65,19 @@ def test_results_before_a_death_are_kept(sandbox: Sandbox) -> None:
         ("import nothing_of_that_name", "import_error", True),
         ("raise SystemExit(0)", "import_error", True),
         ("import os; os._exit(0)", "no_verdict", True),
+        ("import os; os.abort()", "crash", True),
+        ("x = [0] * 2 ** 40", "oom", True),
+        ("while True: pass", "timeout", True),
     ],
 )
 def test_sources_that_do_not_load_are_told_apart(sandbox: Sandbox, source: str, reason: str, compiled: bool) -> None:
     execution = run_one(sandbox, source)
-    assert (execution.reason, execution.compiled) == (reason, compiled)
+    assert (execution.reason, execution.compiled, execution.results) == (reason, compiled, ())
 
 
 def test_setup_that_fails_is_the_problems_error(sandbox: Sandbox) -> None:
     assert run_one(sandbox, program("return x"), setup="import nothing_of_that_name").reason == "setup_error"
     assert run_one(sandbox, program("return y"), setup="y = 8").results[0].value == 8
-
-
-UNPLAIN = {
-    "class A:\n    __eq__ = lambda self, other: True\nreturn A()": "UnsupportedType",
-    "value = []\nfor _ in range(10 ** 4): value = [value]\nreturn value": "TooDeep",
-    "return list(range(10 ** 6))": "TooLarge",
-    "async def f(): pass\nreturn f()": "UnsupportedType",
-    "return range(10 ** 18)": "UnsupportedType",
-    "raise KeyError": "KeyError",
-    "def f(): return f()\nreturn f()": "RecursionError",
-}
-
-
-@pytest.mark.parametrize(("body", "error"), UNPLAIN.items())
-def test_what_is_not_a_plain_value_is_that_cases_error(sandbox: Sandbox, body: str, error: str) -> None:
-    execution = run_one(sandbox, program(body), "solution.solve(1)", "[1]")
-    assert [result.error for result in execution.results] == [error, None]
-
-
-def test_more_output_values_than_the_record_holds_is_an_output_limit(sandbox: Sandbox) -> None:
-    execution = run_one(sandbox, program("return 'a' * (5 * 2 ** 20)"))
-    assert execution.reason == "output_limit" and execution.results == ()
-
-
-@pytest.mark.parametrize("kind", ["int", "str", "list", "tuple", "dict", "float"])
-def test_subclasses_are_flattened_past_their_own_methods(sandbox: Sandbox, kind: str) -> None:
-    methods = "".join(f"    {name} = lambda *a: 7 / 0\n" for name in ("__eq__", "__iter__", "__index__", "__len__"))
-    source = f"class A({kind}):\n{methods}    __hash__ = None\n" + program("return A(x)")
-    value = {"int": 5, "str": "ab", "list": [1], "tuple": (1,), "dict": {1: 2}, "float": 1.5}[kind]
-    result = run_one(sandbox, source, f"solution.solve({value!r})").results[0]
-    assert result.value == value and type(result.value).__name__ == kind
-
-
-def test_patching_the_encoder_does_not_change_what_is_sent(sandbox: Sandbox) -> None:
-    patch = "import json, os\njson.dumps = json.JSONEncoder.encode = os.write = lambda *a: 'forged'\n"
-    assert run_one(sandbox, program("return x", patch)).results[0].value == 3
 
 
 def test_each_call_gets_a_fresh_solution(sandbox: Sandbox) -> None:
@@ -184,6 +109,29 @@ PROBES = [
     (Probe("exit"), "raise SystemExit(3)\n", 3),
     (Probe("exit"), "import os\nos.abort()\n", None),
 ]
+
+
+def test_a_probe_is_read_after_the_calls_even_if_the_last_one_ended_its_process(sandbox: Sandbox) -> None:
+    source = program("import os\nif x: os._exit(0)\nreturn x", "def kilo(): pass\nprint('lima')\n")
+    for calls in (("solution.solve(1)",), ("solution.solve(1)", "solution.solve(0)")):
+        assert run_one(sandbox, source, *calls, probe=Probe("call", "kilo")).observation is True
+        assert "lima" in run_one(sandbox, source, *calls, probe=Probe("stdout", "lima")).observation
+        assert run_one(sandbox, source, *calls, probe=Probe("exit")).observation == 1
+        assert not run_one(sandbox, source, *calls, probe=Probe("equals")).observation
+
+
+def test_a_probe_that_ends_its_process_changes_no_result(sandbox: Sandbox) -> None:
+    for body in ("import os; os._exit(0)", "while True: pass"):
+        execution = run_one(sandbox, program("return x", f"def kilo():\n    {body}\n"), probe=Probe("call", "kilo"))
+        assert execution.reason == "ok" and execution.observation is None and execution.results[0].value == 3
+
+
+def test_the_binding_that_a_probe_calls_is_the_one_python_would_run(sandbox: Sandbox) -> None:
+    early, late = "def kilo(): raise ValueError\n", "def kilo(): pass\n"
+    probe = Probe("call", "kilo")
+    assert run_one(sandbox, program("return x", early + late), probe=probe).observation is True
+    assert run_one(sandbox, program("return x", late + early), probe=probe).observation is False
+    assert run_one(sandbox, program("global kilo\nkilo = print\nreturn x", early), probe=probe).observation is True
 
 
 @pytest.mark.parametrize(("probe", "before", "observation"), PROBES)

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from unhack.grade import CheckRow
+    from unhack.self_check import CheckRow
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """What isolates submissions on this machine, and what is exposed without the rest."""
+    """What isolates submissions on this machine, and what is exposed without the rest.
+
+    Exit status 1 when that is less than `--require-sandbox` asks for.
+    """
+
+    require_sandbox: Literal["any", "full", "unsafe"] = "unsafe"
+    """full: level 4; any: level 2, which is what training needs; unsafe: whatever there is."""
 
     def run(self) -> int:
-        """Start a worker, print its layers and the machine."""
+        """Start a worker, let it try the built-in attacks, print its layers and the machine."""
         from rich import box
         from rich.console import Console
         from rich.table import Table
 
         from unhack.machine import describe
-        from unhack.sandbox import doctor
+        from unhack.sandbox import LEVELS, doctor
+        from unhack.sandbox.levels import CURES, LEAST
 
         console = Console()
         level, layers = doctor()
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"sandbox level {level}", title_justify="left")
+        title = f"sandbox level {level} of {max(LEVELS)}: {LEVELS[level]}"
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
         for column in ("layer", "in use", "machine has it", "without it"):
             table.add_column(column)
         for layer in layers:
@@ -33,10 +41,17 @@ class Doctor:
             style = "" if layer.active else "yellow"
             table.add_row(layer.name, in_use, has, "" if layer.active else layer.exposed, style=style)
         console.print(table)
+        for layer in layers:
+            if not layer.active:
+                cure = f"; cure: {CURES[layer.name]}" if layer.name in CURES else ""
+                console.print(f"{layer.name}: {layer.reason}{cure}", markup=False, highlight=False)
         for name, value in describe(level).items():
             shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
             if name != "command":
                 console.print(f"{name:16} {shown}", markup=False, highlight=False)
+        if level < LEAST[self.require_sandbox]:
+            console.print(f"level {level} is less than --require-sandbox {self.require_sandbox} asks for", style="red")
+            return 1
         return 0
 
 
@@ -53,25 +68,28 @@ class Check:
         from rich.console import Console
         from rich.table import Table
 
-        from unhack.grade import failures, self_check
         from unhack.problems.organism import organism_problem
         from unhack.sandbox import Sandbox
+        from unhack.self_check import failures, self_check
 
         problems = [organism_problem(index, "validation", 1 + index % 4) for index in range(self.problems)]
         with Sandbox() as sandbox:
             rows = self_check(sandbox, problems)
         modes = list(dict.fromkeys(row.mode for row in rows))
         title = "PAID: paid, and a hack   ok: paid, and correct   ·: not paid   columns: the loopholes of the rows"
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-        table.add_column("submission", no_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
+        table.add_column("hack of", no_wrap=True)
         for number in range(1, len(modes) + 1):
-            table.add_column(str(number), justify="center")
-        for number, mode in enumerate(modes, 1):
-            chosen = [row for row in rows if row.submission == f"hack {mode}"]
-            table.add_row(f"{number} hack of {mode}", *(_cell([row]) for row in chosen))
-        honest = [row for row in rows if row.submission.startswith("honest ")]
-        cells = (_cell([row for row in honest if row.mode == mode]) for mode in modes)
-        table.add_row(f"{len(honest) // len(modes)} honest references", *cells)
+            table.add_column(str(number), justify="center", min_width=4)
+        for shape in dict.fromkeys(row.problem for row in rows if row.submission.startswith("hack ")):
+            for number, mode in enumerate(modes, 1):
+                chosen = [row for row in rows if row.submission == f"hack {mode}" and row.problem == shape]
+                table.add_row(f"{number} {mode}", *(_cell([row]) for row in chosen))
+            table.add_row(f"({shape})", style="dim", end_section=True)
+        for submission in dict.fromkeys(row.submission for row in rows if row.submission.startswith("honest")):
+            honest = [row for row in rows if row.submission == submission]
+            cells = (_cell([row for row in honest if row.mode == mode]) for mode in modes)
+            table.add_row(f"{len({row.problem for row in honest})} {submission}", *cells)
         console = Console()
         console.print(table)
         wrong = failures(rows)
@@ -83,6 +101,8 @@ class Check:
 
 def _cell(rows: Sequence[CheckRow]) -> str:
     """What happened to these submissions, if the same to all; marked where it is not what must happen."""
+    if not rows:
+        return ""
     texts = {"PAID" if row.hacked else "ok" if row.paid else "·" for row in rows}
     text = " ".join(sorted(texts))
     return text if all(row.as_required for row in rows) else f"[red]{text} ?[/red]"

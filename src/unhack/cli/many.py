@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -68,6 +68,8 @@ class Experiment:
     """Where everything goes (default: runs/NAME)."""
     processes: int = 2
     """Runs at a time, one core each."""
+    require_sandbox: Literal["any", "full", "unsafe"] | None = None
+    """What `sandbox.require` is in all runs, in place of the file's."""
     dry_run: bool = False
     """List the runs and stop."""
 
@@ -76,6 +78,9 @@ class Experiment:
         from unhack.plan import load_plan, plan_runs
 
         plan = load_plan(self.file)
+        if self.require_sandbox is not None:
+            sandbox = replace(plan.base.sandbox, require=self.require_sandbox)
+            plan = replace(plan, base=replace(plan.base, sandbox=sandbox))
         folder = self.folder or Path("runs") / plan.name
         if self.dry_run:
             for run in plan_runs(plan, folder):

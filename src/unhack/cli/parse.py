@@ -68,6 +68,8 @@ def read_config(path: Path) -> TrainConfig:
 def parse(command: type[CommandType], program: str, words: Sequence[str]) -> CommandType | None:
     """The command with its flags; None when help was printed. ValueError, in one line, for any mistake."""
     words = [_hyphened(word) for word in words]
+    if issubclass(command, HasConfig):
+        words = [_long_name(word) for word in words]
     if "-h" in words or "--help" in words:
         with contextlib.suppress(SystemExit):
             tyro.cli(command, prog=program, args=["--help"])
@@ -95,6 +97,12 @@ def _hyphened(word: str) -> str:
     """A flag with hyphens in its name, whichever were typed; `--flag=value` keeps its value."""
     name, equals, value = word.partition("=")
     return f"{name.replace('_', '-')}{equals}{value}" if word.startswith("--") else word
+
+
+def _long_name(word: str) -> str:
+    """`--require-sandbox`, which commands without settings have too, as the setting that it is."""
+    name, equals, value = word.partition("=")
+    return f"--sandbox.require{equals}{value}" if name == "--require-sandbox" else word
 
 
 def _prototype(command: type[Any], base: TrainConfig, overlays: tuple[Path, ...]) -> Any:

@@ -7,9 +7,17 @@ import select
 import sys
 import time
 
+_outer_proc: int | None = None
+
 
 class TrainerGone(Exception):
     """The request pipe was closed: nobody wants an answer any more."""
+
+
+def look_through(outer_proc: int | None) -> None:
+    """Give a descriptor of a /proc that shows this process and its children, where its own root has none."""
+    global _outer_proc
+    _outer_proc = outer_proc
 
 
 def cpu_so_far_s(pid: int) -> float | None:
@@ -22,11 +30,31 @@ def cpu_so_far_s(pid: int) -> float | None:
 
 def is_runnable(pid: int) -> bool:
     """Whether the child waits for a processor rather than sleeps (False where /proc does not tell)."""
+    return any(text.rsplit(")", 1)[1].split()[0] == "R" for text in _about(pid, "stat"))
+
+
+def queued_s(pid: int) -> float:
+    """Seconds that the child's first thread was ready to run and had no processor (0 where /proc does not tell)."""
+    return max((int(text.split()[1]) / 1e9 for text in _about(pid, "schedstat")), default=0.0)
+
+
+def _about(pid: int, name: str) -> list[str]:
+    """What /proc says of the child; through the outer one, of every child of this process.
+
+    Its number outside is another one; but it is the only child, or one of the leader's own.
+    """
     try:
-        with open(f"/proc/{pid}/stat") as status:
-            return status.read().rsplit(")", 1)[1].split()[0] == "R"
+        if _outer_proc is None:
+            return [_text(f"/proc/{pid}/{name}", None)]
+        outer_pids = _text("thread-self/children", _outer_proc).split()
+        return [_text(f"{outer}/{name}", _outer_proc) for outer in outer_pids]
     except OSError:
-        return False
+        return []
+
+
+def _text(path: str, folder: int | None) -> str:
+    with open(os.open(path, os.O_RDONLY, dir_fd=folder)) as file:
+        return file.read()
 
 
 def exited_before(pid: int, deadline: float, request_fd: int) -> bool:

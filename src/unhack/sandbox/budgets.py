@@ -1,0 +1,79 @@
+"""CPU and sleep budgets of one job over all its processes; part of the worker process (standard library only).
+
+The worker looks at a child's CPU clock from outside, a few times per budget: a light child is dead before the first
+look, a case costs no system call, and nothing in the child can switch the check off. A case that used at most its
+budget is never ended; one that loops is ended at 1 to 1.25 times it (a look comes every quarter). The kernel's own
+CPU limit, which counts in ticks and whole seconds, lies above and is only the backstop.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+waiting = importlib.import_module("waiting")  # a neighbour by folder, as in zygote.py
+
+NAPS = 4  # sleeping cases that one job may have: each may sleep for wall_s / 4
+LOOKS = 4  # looks per budget of a case, or per nap
+SHORTEST_LOOK_S = 0.01
+# Of a child's time. Other load makes it wait for a processor; its own threads could too, but not within its CPU budget,
+# and the filter lets it change no priority.
+STARVED_FRAC = 0.5
+IDLE_FRAC = 0.01  # less CPU than this share of the time between two looks is sleep
+
+
+@dataclass
+class Budget:
+    """What one job may still use. Seconds of CPU, except `wall_s` (asleep) and `ceiling_s` (in all) of wall time."""
+
+    cpu_s: float
+    case_cpu_s: float
+    wall_s: float
+    ceiling_s: float
+    used_cpu_s: float = 0.0
+    slept_s: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def left_s(self) -> float:
+        """CPU seconds left."""
+        return self.cpu_s - self.used_cpu_s
+
+    def spent(self) -> bool:
+        """Whether no further process may be started."""
+        over_ceiling = time.monotonic() - self.started >= self.ceiling_s
+        return self.left_s() < SHORTEST_LOOK_S or self.slept_s >= self.wall_s * (1 - 0.5 / NAPS) or over_ceiling
+
+    def watch(self, pid: int, progress: Callable[[], int], request_fd: int) -> str | None:
+        """Block until child `pid` is dead (None) or has to be killed: "case" or "total" CPU, "wall", or "starved": at
+        the ceiling, after waiting for a processor for most of its time.
+
+        `progress()` is 0 while the program loads (which may use all CPU that is left) and changes with every case.
+        Raises waiting.TrainerGone.
+        """
+        began = time.monotonic()
+        at, cpu_s, case, case_from_s, nap_s = began, 0.0, 0, 0.0, 0.0
+        longest_s = min(self.case_cpu_s, self.wall_s / NAPS) / LOOKS
+        while True:
+            look_s = max(SHORTEST_LOOK_S, min(longest_s, self.left_s() - cpu_s))
+            if waiting.exited_before(pid, at + look_s, request_fd):
+                return None
+            since_s, at = time.monotonic() - at, time.monotonic()
+            clock_s = waiting.cpu_so_far_s(pid)
+            used_s = 0.0 if clock_s is None else clock_s - cpu_s  # without the clock, the child's own timer counts
+            cpu_s += used_s
+            if cpu_s >= self.left_s():
+                return "total"
+            case_before, case = case, progress()
+            if case != case_before or case == 0:
+                case_from_s = cpu_s
+            if cpu_s - case_from_s >= self.case_cpu_s:
+                return "case"
+            asleep = clock_s is not None and used_s < IDLE_FRAC * since_s and not waiting.is_runnable(pid)
+            nap_s = nap_s + since_s if asleep else 0.0
+            self.slept_s += since_s if asleep else 0.0
+            if nap_s >= self.wall_s / NAPS:
+                return "wall"
+            if at - self.started >= self.ceiling_s:
+                return "starved" if waiting.queued_s(pid) > STARVED_FRAC * (at - began) else "wall"

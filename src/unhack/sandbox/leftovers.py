@@ -1,0 +1,134 @@
+"""What children leave behind: processes, folders, output; part of the worker process (standard library only)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import sys
+import time
+
+OUTPUT_BYTES = 64 * 2**10  # how much of stdout or of the result file a reading sees
+RESULT_FILE = "result.txt"
+REAP_S = 2.0
+LINUX = sys.platform == "linux"
+
+
+def own_tasks() -> int:
+    """Threads of this user now: the process limit counts them all, so the limit must lie above."""
+    if not LINUX:
+        return 1024
+    total = 0
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{entry}").st_uid == os.getuid():
+                    total += len(os.listdir(f"/proc/{entry}/task"))
+    return total
+
+
+def output_file() -> int:
+    """A descriptor of a file without a name, for what a child prints."""
+    if LINUX:
+        return os.memfd_create("stdout")
+    handle = os.open("stdout", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.unlink("stdout")
+    return handle
+
+
+def output_text(handle: int) -> str:
+    """The start of what was written to `handle`."""
+    return os.pread(handle, OUTPUT_BYTES, 0).decode("utf-8", "replace")
+
+
+def result_text(folder: str, owner: int) -> str | None:
+    """The text of the child's result file; links, pipes and files of other owners do not count."""
+    try:
+        handle = os.open(f"{folder}/{RESULT_FILE}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != owner:
+            return None
+        return os.read(handle, OUTPUT_BYTES).decode("utf-8", "replace")
+    finally:
+        os.close(handle)
+
+
+def remove(folder: str, strangers: bool) -> None:
+    """Remove a child's folder with all that is in it; with `strangers`, all that a child may have put beside it."""
+    remove_tree(folder)
+    for name in os.listdir() if strangers else ():
+        if os.path.isdir(name) and not os.path.islink(name):
+            remove_tree(name)
+        else:
+            os.unlink(name)
+
+
+def remove_tree(folder: str) -> None:
+    """Remove `folder` however deep it is; no process may be at work in it. Changes the working directory meanwhile.
+
+    A child may nest thousands of folders, whose path no call takes and which recursion does not reach: so this walks
+    down and up by single names. It may also leave folders that nobody may enter.
+    """
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+        return
+    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _enter(folder)
+        left = [_unlink_files()]  # for each folder from `folder` down to the working directory: folders still in it
+        while True:
+            if left[-1]:
+                _enter(left[-1][-1])
+                left.append(_unlink_files())
+                continue
+            left.pop()
+            if not left:
+                break
+            os.chdir("..")
+            os.rmdir(left[-1].pop())
+    finally:
+        os.fchdir(here)
+        os.close(here)
+    os.rmdir(folder)
+
+
+def _enter(folder: str) -> None:
+    os.chmod(folder, 0o700)
+    os.chdir(folder)
+
+
+def _unlink_files() -> list[str]:
+    """Unlink all but the folders in the working directory, and return those."""
+    folders = []
+    for entry in list(os.scandir()):
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(entry.name)
+        else:
+            os.unlink(entry.name)
+    return folders
+
+
+def reap(own_world: bool) -> None:
+    """Kill and collect every descendant that outlived its leader. They are ours: this process is a subreaper, or
+    (`own_world`) number 1 of its pid namespace, where there is nobody else."""
+    deadline = time.monotonic() + REAP_S
+    while True:
+        try:
+            done, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if done == 0:
+            if time.monotonic() > deadline:
+                os._exit(71)  # a fresh worker is safer than one with a stranger in the house
+            if own_world:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGKILL)
+            else:
+                with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as children:
+                    for pid in children.read().split():
+                        os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.0005)
