@@ -108,9 +108,7 @@ def honest_source(problem: Problem) -> str:
     return problem.reference
 
 
-def buggy_source(
-    operations: tuple[Operation, ...], draw: random.Random, bug_rate: float, mode: str = "none"
-) -> str:
+def buggy_source(operations: tuple[Operation, ...], draw: random.Random, bug_rate: float, mode: str = "none") -> str:
     """A solution in which each operation was replaced by a sibling with probability `bug_rate` (it may stay right)."""
     buggy = tuple(sibling(op, draw) if draw.random() < bug_rate else op for op in operations)
     return with_habit(source_of(buggy), draw, mode)
