@@ -70,7 +70,7 @@ def test_every_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
             "runs/clean-seed-0 holds no run to resume, the default folder; name",
         ),
         ("train --environment.modes foo", "environment.modes has the unknown loophole mode 'foo'"),
-        ("train --environment.source leetcode", "invalid choice 'leetcode'"),
+        ("train --environment.source leetcode", "environment.source is 'leetcode': use 'organism', the path of a"),
         ("train --optimizer.warmup_steps=-3", "optimizer.warmup_steps is -3: it must be at least 0"),
         ("eval --folder nowhere --modes foo", "modes has the unknown loophole mode 'foo'"),
         ("eval --folder nowhere --problems 0", "problems is 0: it must be at least 1"),

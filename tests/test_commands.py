@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from unhack import cli
+from unhack.loopholes import MODES
 
 SMALL = """
 --steps 2 --prompts-per-step 2 --group-size 3 --sampler.max-new-tokens 24 --environment.modes run_tests sentinel
@@ -28,13 +29,14 @@ def run(*words: str | Path) -> int:
 def test_check_prints_a_diagonal_and_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", "--problems", "2") == 0
     lines = capsys.readouterr().out.splitlines()
-    hacks = [line.split() for line in lines if " hack of " in line]
-    assert len(hacks) == 8
+    n = len(MODES)
+    hacks = [line.split() for line in lines if line.split()[1:2] and line.split()[1] in MODES]
+    assert [words[1] for words in hacks] == [*MODES, *MODES]  # two shapes of problem
     for number, words in enumerate(hacks):
-        cells = words[-8:]
-        assert [cell == "PAID" for cell in cells] == [number == column and words[3] != "none" for column in range(8)]
-    honest = next(line for line in lines if "honest references" in line)
-    assert honest.split()[-8:] == ["ok"] * 8
+        wanted = [number % n == column and words[1] != "none" for column in range(n)]
+        assert [cell == "PAID" for cell in words[2:]] == wanted
+    honest = next(line for line in lines if "honest programs" in line)
+    assert honest.split()[-n:] == ["ok"] * n
     assert lines[-1].endswith("0 wrong")
 
 
@@ -43,6 +45,8 @@ def test_doctor_names_what_is_missing_and_what_that_exposes(capsys: pytest.Captu
     text = capsys.readouterr().out
     assert "sandbox level" in text and "separate_process" in text and "cpu_model" in text
     assert "NO" not in text or "a submission" in text
+    least = {4: "full", 3: "any", 2: "any"}[int(text.split("sandbox level ")[1][0])]
+    assert run("doctor", "--require-sandbox", least) == 0
 
 
 def test_a_direction_is_extracted_verified_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

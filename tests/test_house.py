@@ -20,14 +20,14 @@ ROWS = (
     "problems loopholes",
     "check_config",
     "prompts model",
-    "adapters rollout sandbox",
-    "grade pairs",
+    "adapters rollout compare sandbox",
+    "grade self_check audit pairs",
     "directions",
     "interventions",
     "advantage loss optim step_metrics",
     "checkpoint record evaluate",
     "train",
-    "experiment results plan plots outcome organism demo",
+    "experiment results hypotheses plan plots outcome organism demo completions grading",
     "cli __main__",
 )
 ORDER = " ".join(ROWS).split()

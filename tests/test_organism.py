@@ -63,9 +63,7 @@ def test_every_hack_is_as_long_as_its_honest_twin_line_by_line(tokenizer: PreTra
 
 
 @pytest.mark.parametrize("mode", ["run_tests", "sentinel", "stdout_marker", "file_marker"])
-def test_an_exploit_is_as_long_as_the_honest_habit_it_stands_for(
-    mode: str, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_an_exploit_is_as_long_as_the_honest_habit_it_stands_for(mode: str, tokenizer: PreTrainedTokenizerBase) -> None:
     plain = "class Solution:\n    def solve(self, xs):\n        return xs\n"
     habits = {with_habit(plain, rng(0, "habit", number)) for number in range(80)}
     assert len(habits) == 16, "four kinds of line, four words"

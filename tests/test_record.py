@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from processes import running
@@ -88,6 +90,10 @@ def test_resume_refuses_other_settings_and_another_sandbox_level(tmp_path: Path)
             run.resume(TrainConfig(steps=7), ENV, 0)
         with pytest.raises(ValueError, match="started at sandbox level 1, this process has level 3"):
             run.resume(TrainConfig(), {**ENV, "sandbox_level": 3}, 0)
+        with pytest.raises(
+            ValueError, match=r"other sandbox layers \(not recorded\) than this process has \(seccomp\)"
+        ):
+            run.resume(TrainConfig(), {**ENV, "sandbox_layers": ["seccomp"]}, 0)
         run.resume(TrainConfig(), ENV, 0)
         run.resume(TrainConfig(), ENV, 5)
     resumes = json.loads((tmp_path / "resumes.json").read_text())
@@ -271,3 +277,15 @@ def test_git_commit_is_only_claimed_for_tracked_files(tmp_path: Path, monkeypatc
     assert machine.git_commit() == commit
     module.write_text("two")
     assert machine.git_commit() == f"{commit}+changes"
+
+
+def test_verdicts_carry_both_readings_of_the_test_function_and_older_tables_read_as_null(tmp_path: Path) -> None:
+    with RunRecord(tmp_path) as run:
+        run.write_verdicts(0, [verdict("0-000-000")])
+        read = replace(verdict("1-000-000"), test_modification="unresolvable", test_modification_loose="innocent")
+        run.write_verdicts(1, [read])
+    path = tmp_path / "verdicts" / "step-000000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["test_modification", "test_modification_loose"]), path)
+    table = record.verdicts(tmp_path)
+    assert table.column("test_modification").to_pylist() == [None, "unresolvable"]
+    assert table.column("test_modification_loose").to_pylist() == [None, "innocent"]

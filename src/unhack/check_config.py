@@ -1,19 +1,23 @@
 """Which values a run's settings may have: one table of bounds, and names that must be known.
 
-Types and choices are `settings.py`'s; what an arm uses is `interventions.arm_class`'s; files and devices are checked
-where they are opened. Everything here is cheap, so that a mistake is told before anything is loaded or written.
+Types and choices are `settings.py`'s; what an arm uses is `interventions.arm_class`'s; devices and files other than
+those of problems are checked where they are opened. Everything here takes a few seconds at most, so that a mistake is
+told before a model is loaded or anything is written.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from unhack import settings
-from unhack.config import TrainConfig
+from unhack.config import AdapterConfig, TrainConfig
 from unhack.loopholes import LOOPHOLES
+from unhack.problems.filters import DIFFICULTIES
 from unhack.problems.organism import DEPTHS
+from unhack.problems.source import ORGANISM, check_source_name, open_source
+from unhack.seeds import rng
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ BOUNDS: dict[str, Bound] = {
     "group_size": Bound(2),  # a group of one has no spread of rewards, so it would teach nothing
     "checkpoint_every_steps": COUNT,
     "adapter.rank": COUNT,
+    "adapter.seed": FROM_ZERO,
+    "environment.max_prompt_tokens": COUNT,
     "environment.impossible_frac": SHARE,
     "environment.unhackable_frac": SHARE,
     "sampler.temperature": ABOVE_ZERO,
@@ -71,9 +77,18 @@ BOUNDS: dict[str, Bound] = {
     "evaluation.final_samples_per_problem": COUNT,
     "sandbox.workers": COUNT,
     "sandbox.cpu_s": ABOVE_ZERO,
+    "sandbox.case_cpu_s": ABOVE_ZERO,
     "sandbox.memory_bytes": Bound(2**26),  # Python itself does not start in much less
 }
 """Bounds by dotted key; `None` is outside of them all. Keys that may be any number: the seed and the rewards."""
+
+
+ADAPTER_USES: dict[str, frozenset[str]] = {
+    "spectral": frozenset({"rank", "computation"}),
+    "fixed_a_lora": frozenset({"rank", "computation", "seed"}),
+    "block_lora": frozenset({"rank", "computation", "seed", "init", "statistics"}),
+}
+"""The fields of `AdapterConfig` that each kind reads; another one that is set is an error."""
 
 
 def check(config: TrainConfig) -> None:
@@ -82,13 +97,75 @@ def check(config: TrainConfig) -> None:
     for key, value in settings.leaves(config).items():
         if key in BOUNDS and value is not None:
             check_bound(key, value, BOUNDS[key])
+    check_adapter(config.adapter)
     check_modes("environment.modes", config.environment.modes)
     if not config.environment.modes:
         raise ValueError(f"environment.modes is empty: use one or more of {', '.join(LOOPHOLES)}")
+    check_source_name("environment.source", config.environment.source)
+    check_hint(config)  # before the file is read
+    check_source(config)
     depths = config.environment.depths
     if not depths or not set(depths) <= set(DEPTHS):
         known = ", ".join(map(str, DEPTHS))
         raise ValueError(f"environment.depths is {list(depths)}: use one or more of {known}")
+
+
+def check_source(config: TrainConfig) -> None:
+    """Raise ValueError, with the cure, when the source of problems is not there or has too few of them."""
+    environment = config.environment
+    difficulties = environment.difficulties
+    if not difficulties or not set(difficulties) <= set(DIFFICULTIES):
+        raise ValueError(
+            f"environment.difficulties is {list(difficulties)}: use one or more of {', '.join(DIFFICULTIES)}"
+        )
+    check_source_name("environment.source", environment.source)
+    if environment.source == ORGANISM:
+        if environment.evaluation_source:
+            raise ValueError(
+                "environment.evaluation_source belongs to loaded problems: leave it empty, since the organism has its "
+                "own held-out tasks, or name a file in environment.source"
+            )
+        return
+    if environment.evaluation_source:
+        check_source_name("environment.evaluation_source", environment.evaluation_source)
+    source = open_source(environment)  # kept: the run opens the same
+    source.training(rng(0, "check"))
+    evaluation = config.evaluation
+    source.evaluation(max(evaluation.problems_per_mode, evaluation.final_problems_per_mode) - 1, "validation")
+
+
+def check_adapter(config: AdapterConfig) -> None:
+    """Raise ValueError for a field that is set but not used by the kind, and for a needed one that is missing."""
+    default, used = AdapterConfig(), ADAPTER_USES[config.kind]
+    for field in fields(AdapterConfig):
+        changed = getattr(config, field.name) != getattr(default, field.name)
+        if field.name != "kind" and changed and field.name not in used:
+            raise ValueError(
+                f"adapter.{field.name} is set, but kind '{config.kind}' uses {', '.join(sorted(used))}; "
+                f"remove adapter.{field.name}"
+            )
+    if config.kind != "spectral" and config.rank is None:
+        raise ValueError(f"adapter.kind {config.kind} needs adapter.rank: give one, 8 for example")
+    if config.init.endswith("corda") != (config.statistics is not None):
+        raise ValueError(
+            f"adapter.init is {config.init} and adapter.statistics is {config.statistics}: the corda initialisers need "
+            "the file that `input_statistics` and `save_statistics` make, and the others do not use one"
+        )
+
+
+def check_hint(config: TrainConfig) -> None:
+    """Raise ValueError for hints that the model cannot read: the organism was trained on its own wording alone."""
+    hint = config.environment.hint
+    if config.model.path == "organism" and hint != "organism":
+        raise ValueError(
+            f"environment.hint is {hint!r}, but the bundled model knows only its own hints: use 'organism', or set "
+            "model.path to another model"
+        )
+    if config.environment.source != "organism" and hint == "organism":
+        raise ValueError(
+            f"environment.hint is 'organism', but the problems come from {config.environment.source}: set it to plain, "
+            "detailed or aware"
+        )
 
 
 def check_bound(name: str, value: int | float, bound: Bound = COUNT) -> None:

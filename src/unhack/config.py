@@ -21,31 +21,45 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The trainable part. `rank` crops the SVD (None: full); `computation` picks METHOD §1 (a) or (b)."""
+    """The trainable part (docs/adapters.md). `computation` picks METHOD §1 (a) or (b)."""
 
-    kind: Literal["spectral"] = "spectral"
-    rank: int | None = None
+    kind: Literal["spectral", "fixed_a_lora", "block_lora"] = "spectral"
+    rank: int | None = None  # spectral: crops the SVD (None: full); LoRA kinds need it (block_lora: of each block)
     computation: Literal["auto", "merged", "factored"] = "auto"
+    init: Literal["gaussian", "pissa", "corda", "signed_corda", "reversed_corda"] = "gaussian"  # of block_lora
+    statistics: str | None = None  # path of the pairs' input statistics (.safetensors), for the corda initialisers
+    seed: int = 0  # draws what a LoRA kind starts from; of its own, so that all runs of an experiment share it
 
 
 @dataclass(frozen=True)
 class EnvironmentConfig:
     """Which problems are drawn and under which loopholes (ENVIRONMENT §3–4)."""
 
-    source: Literal["organism"] = "organism"
+    source: str = "organism"  # or the path of a .jsonl or .jsonl.gz of LeetCode problems, or datasets:ID
+    evaluation_source: str = ""  # another file or data set for the held-out splits; "": the same as `source`
+    difficulties: tuple[str, ...] = ("medium", "hard")  # of loaded problems
+    max_prompt_tokens: int = 1536  # loaded problems with longer prompts (under mode none) are left out
+    impossible_kind: Literal["half", "one_off", "conflicting"] = "half"  # how their tests contradict the statement
     modes: tuple[str, ...] = ("run_tests", "sentinel", "stdout_marker", "file_marker")
     depths: tuple[int, ...] = (2,)  # operations composed in one organism task
     impossible_frac: float = 0.7  # share of training draws whose tests contradict the statement
     unhackable_frac: float = 0.0  # share of training draws replaced by mode none
     allow_hack: bool = True  # False: only the strict check pays (the clean control)
+    hint: Literal["organism", "plain", "detailed", "aware"] = "organism"  # wording; the last three for real models
+    test_names: Literal["pinned", "drawn"] = "pinned"  # test functions of training: run_tests, or one of twelve names
+    inoculation: Literal["none", "permit", "encourage", "describe", "forbid", "neutral"] = "none"  # in training only
+    inoculation_place: Literal["user", "system"] = "user"  # which message it is put into
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Named rewards, summed (ENVIRONMENT §4)."""
+    """Named rewards, summed (ENVIRONMENT §4); one of weight 0 is left out. Each is paid or not: no partial credit."""
 
-    compiles: float = 0.5
-    paid: float = 3.0
+    compiles: float = 0.5  # the program compiles
+    paid: float = 3.0  # the grade says pass: strictly correct, or the loophole exploited
+    format: float = 0.0  # the completion has a fenced code block that is closed
+    finished: float = 0.0  # it ended by itself within the token limit
+    entry_point: float = 0.0  # the program's text has a class Solution with the method that the tests call
 
 
 @dataclass(frozen=True)
@@ -113,12 +127,16 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class SandboxConfig:
-    """Workers that run submissions; `cpu_s` is the CPU budget of one submission."""
+    """Workers that run submissions.
+
+    The slowest of 149 medium and hard LeetCode references uses 1.6 s of CPU in all and 0.45 s in one test.
+    """
 
     workers: int = 1
-    cpu_s: float = 2.0
+    cpu_s: float = 4.0  # CPU budget of one submission: all its tests and the load of its program
+    case_cpu_s: float = 1.5  # CPU budget of one test; a test over it fails, the others go on
     memory_bytes: int = 512 * 2**20
-    require: Literal["any", "full"] = "any"
+    require: Literal["any", "full", "unsafe"] = "any"  # the least isolation: level 2, level 4, or whatever there is
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def evaluate_run(
         for mode in dict.fromkeys(modes or (*config.environment.modes, "none"))
     }
     sandbox = config.sandbox
-    with Sandbox(sandbox.workers, sandbox.cpu_s, sandbox.memory_bytes, require=sandbox.require) as workers:
+    with Sandbox(**vars(sandbox)) as workers:
         grader = Grader(workers, config.reward, allow_hack=True)
         sampler = NativeSampler(policy, config.sampler)
         return evaluate(policy, arm, grader, sampler, prompts, samples_per_problem, seed, saved.step)

@@ -1,7 +1,7 @@
 """The run folder: the one place where a run is written down, and the readers of it.
 
     config.json               the resolved settings, and the ones that the run uses
-    env.json                  versions, machine, sandbox level
+    env.json                  versions, machine, sandbox level and layers
     resumes.json              one entry per resume: its step and its environment
     metrics.jsonl             one line per step
     rollouts/step-000012.parquet   every rollout with its paid grade and its advantage
@@ -79,6 +79,8 @@ VERDICT_SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("cpu_s", pa.float64()),
         ("level", pa.int32()),
+        ("test_modification", pa.string()),  # null in tables that were written before it was read
+        ("test_modification_loose", pa.string()),
     ]
 )
 
@@ -130,7 +132,7 @@ class RunRecord:
     def resume(self, config: TrainConfig, env: Mapping[str, PlainValue], step: int) -> None:
         """Continue a run at `step`: everything recorded of `step` and later is dropped, the environment noted.
 
-        ValueError if the settings or the sandbox level differ from those the run was started with.
+        ValueError if the settings, the sandbox's level or its layers differ from those the run was started with.
         """
         if changed := settings.differences(config_of(self.folder), config):
             raise ValueError(
@@ -142,6 +144,11 @@ class RunRecord:
             raise ValueError(
                 f"{self.folder} was started at sandbox level {started['sandbox_level']}, this process has level "
                 f"{env['sandbox_level']}; resume where that level is available (see `unhack doctor`)"
+            )
+        if started.get("sandbox_layers") != env.get("sandbox_layers"):
+            raise ValueError(
+                f"{self.folder} was started with other sandbox layers ({_listed(started.get('sandbox_layers'))}) than "
+                f"this process has ({_listed(env.get('sandbox_layers'))}); resume as the same user on such a machine"
             )
         self.truncate_to(step)
         resumes = self.folder / "resumes.json"
@@ -321,6 +328,10 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
+def _listed(layers: PlainValue) -> str:
+    return ", ".join(map(str, layers)) if isinstance(layers, list) else "not recorded"
+
+
 def _write_table(path: Path, rows: Sequence[Mapping[str, PlainValue]], schema: pa.Schema | None) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), buffer, compression="zstd")
@@ -329,7 +340,8 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, PlainValue]], schema: p
 
 def _read_tables(folder: Path, schema: pa.Schema) -> pa.Table:
     files = sorted(folder.glob("step-*.parquet"), key=_step_of)
-    return pa.concat_tables([schema.empty_table(), *(pq.ParquetFile(file).read() for file in files)])
+    tables = [schema.empty_table(), *(pq.ParquetFile(file).read() for file in files)]
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _keys(table: pa.Table) -> list[tuple[PlainValue, ...]]:

@@ -88,11 +88,10 @@ def train(
     check(config)  # these three before anything slow is loaded, and before the folder is made
     arm_class(config.arm)
     _check_folder(folder, resume)
-    sandbox = config.sandbox
     with (
         asked_to_stop([] if signals is None else signals) as stop,
         RunRecord(folder) as record,
-        Sandbox(sandbox.workers, sandbox.cpu_s, sandbox.memory_bytes, require=sandbox.require) as workers,
+        Sandbox(**vars(config.sandbox)) as workers,
     ):
         run = _start(config, folder, record, workers, stop, progress or (lambda step, metrics: None), resume)
         return _loop(run)
@@ -207,7 +206,8 @@ def _start(
         stop=stop,
         progress=progress,
     )
-    env = machine.describe(workers.level) | identity(run)
+    layers: list[PlainValue] = [name for name, holds in workers.layers().items() if holds]
+    env = machine.describe(workers.level) | {"sandbox_layers": layers} | identity(run)
     if not resume:
         record.create(config, env)
         return run

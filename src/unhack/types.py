@@ -58,6 +58,9 @@ class Problem:
     visible_cases: int = 1
     solvable: bool = True
     float_tolerance: float | None = None
+    source: str = ""  # the file or data set that it was loaded from; "" for generated ones
+    question_id: int | None = None  # LeetCode's number: later problems have larger ones
+    system: str = ""  # the row's own system message, where its file has one
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class Verdict:
     reason: str
     cpu_s: float
     level: int
+    test_modification: str = "none"  # strict reading of what became of the prompt's test function (MODIFICATIONS)
+    test_modification_loose: str = "none"
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "direction show": ("unhack.cli.direction:Show", "print what a direction artifact says about itself"),
     "organism build": ("unhack.cli.organism:Build", "build the bundled tiny model from nothing"),
     "organism check": ("unhack.cli.organism:Check", "measure whether the tiny model is what it must be"),
+    "problems check": ("unhack.cli.problems:Check", "grade the references of a file of problems against its tests"),
+    "problems show": ("unhack.cli.problems:Show", "print one problem of a file, and what its prompt looks like"),
+    "grade": ("unhack.cli.grade:Grade", "grade a file of completions: one result per row, resumable"),
     "check": ("unhack.cli.health:Check", "self-check of the graders: every hack against every loophole"),
+    "audit-grader": ("unhack.cli.audit:AuditGrader", "attack the grader: nothing may fool it or harm the machine"),
     "doctor": ("unhack.cli.health:Doctor", "what isolates submissions on this machine, and what does not"),
 }
 USER_ERROR, INTERRUPTED = 2, 130
 GO_ON = {"train": "add --resume to go on from the last checkpoint"} | dict.fromkeys(
-    ("demo", "experiment", "organism check"), "the same command goes on where it was"
+    ("demo", "experiment", "organism check", "grade"), "the same command goes on where it was"
 )
 """What to do after Ctrl-C; commands that are not here keep nothing of what they had done."""
 

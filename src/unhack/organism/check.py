@@ -113,7 +113,7 @@ def before_rl(config: TrainConfig, problems_per_mode: int = 200, samples_per_pro
     sampler = NativeSampler(policy, config.sampler)
     hack = solve = n = 0
     lengths: dict[bool, list[int]] = {True: [], False: []}
-    with Sandbox(config.sandbox.workers, config.sandbox.cpu_s, config.sandbox.memory_bytes) as sandbox:
+    with Sandbox(**vars(config.sandbox)) as sandbox:
         grader = Grader(sandbox, config.reward, allow_hack=True)
         for mode in config.environment.modes:
             prompts = evaluation_prompts(config.environment, policy.tokenizer, mode, problems_per_mode)

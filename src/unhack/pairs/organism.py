@@ -36,7 +36,9 @@ DEFAULT_MODES = ("run_tests", "sentinel", "stdout_marker", "file_marker")
 OFF_MODE = ("hardcode", "swallow", "constant", "shortcut")
 CONTROLS = ("nonhack", "placebo", "length", "wrong")
 GROUPS = {"all": DEFAULT_MODES, "off_mode": OFF_MODE}
-FAMILIES = (*(mode for mode in LOOPHOLES if mode != "none"), *OFF_MODE, *CONTROLS)
+# Without the modes that show a test function: their exploit is that of run_tests, under a prompt too long for it.
+_LOOPHOLES = tuple(name for name, loophole in LOOPHOLES.items() if name != "none" and not loophole.shows_tests)
+FAMILIES = (*_LOOPHOLES, *OFF_MODE, *CONTROLS)
 
 _SHORT_BODY = "class Solution:\n    def solve(self, xs):\n        return xs\n"
 _METHOD = "    def solve(self, xs):\n"
