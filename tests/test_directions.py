@@ -25,6 +25,7 @@ from unhack.directions import (
     pair_differences,
     random_basis,
     recipe_pairs,
+    shared_variance,
     subspaces,
     verify,
 )
@@ -241,6 +242,30 @@ def test_shuffled_control_cannot_move_an_svd_subspace_but_destroys_a_mean_differ
     assert sum(overlap) / len(overlap) < 0.8
     with pytest.raises(ValueError, match="no pairs"):
         extract(policy, [], 1)
+
+
+def test_shared_variance_is_the_mean_squared_cosine_of_the_principal_angles(policy: Policy, pairs: list[Pair]) -> None:
+    real = extract(policy, pairs, 3)
+    for name in real.basis:
+        assert real.basis[name].shape[1] >= 6, "the closed form below needs room"
+
+    def spread(angles: list[float]) -> Direction:
+        turned = {}
+        for name, rows in real.basis.items():
+            beside = torch.linalg.qr(torch.cat([rows, torch.eye(rows.shape[1])]).T.double())[0].T[3:6]
+            parts = [math.cos(angle) * rows[i].double() + math.sin(angle) * beside[i] for i, angle in enumerate(angles)]
+            turned[name] = torch.stack(parts).float()
+        return replace(real, basis=turned)
+
+    angles = [0.0, 0.7, math.pi / 2]
+    shared, expected = shared_variance(real, spread(angles))
+    assert shared == pytest.approx(sum(math.cos(angle) ** 2 for angle in angles) / 3, abs=1e-5)
+    assert expected == pytest.approx(sum(3 / rows.shape[1] for rows in real.basis.values()) / len(real.basis))
+    flipped = replace(real, basis={name: -rows[[2, 0, 1]] for name, rows in real.basis.items()})
+    assert shared_variance(real, flipped)[0] == pytest.approx(1.0, abs=1e-5)
+    elsewhere = replace(real, metadata=replace(real.metadata, basis="another"))
+    with pytest.raises(ValueError, match="different bases"):
+        shared_variance(real, elsewhere)
 
 
 def test_verification_passes_on_the_same_behaviour_and_shows_its_null(policy: Policy) -> None:

@@ -121,16 +121,18 @@ class Verify:
 
 @dataclass(frozen=True)
 class Show:
-    """Print what a direction artifact says about itself."""
+    """Print what a direction artifact says about itself, and how much of its subspace others share."""
 
     artifact: tyro.conf.Positional[Path]
     """The direction (.safetensors)."""
+    against: tuple[Path, ...] = ()
+    """Other directions in the same basis, to compare with."""
 
     def run(self) -> int:
-        """Print every field of the header and the modules."""
+        """Print every field of the header, the modules, and a line for each direction to compare with."""
         from dataclasses import asdict
 
-        from unhack.directions import load_direction
+        from unhack.directions import load_direction, shared_variance
 
         direction = load_direction(self.artifact)
         for name, value in asdict(direction.metadata).items():
@@ -139,6 +141,9 @@ class Show:
         print(f"{'modules':17} {len(rows)} with {min(rows)} to {max(rows)} rows each")
         for name, basis in direction.basis.items():
             print(f"  {name}: {basis.shape[0]} rows of {basis.shape[1]} knobs")
+        for path in self.against:
+            shared, expected = shared_variance(direction, load_direction(path))
+            print(f"shares {shared:.1%} of its subspace with {path} (a random one: {expected:.1%})")
         return 0
 
 

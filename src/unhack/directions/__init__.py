@@ -3,7 +3,16 @@
 METHOD §2–3 is the source of every formula; signs are stated in `directions.algebra`.
 """
 
-from unhack.directions.algebra import Alignment, Projection, alignment, coefficients, lift, project, signed_cosine
+from unhack.directions.algebra import (
+    Alignment,
+    Projection,
+    alignment,
+    coefficients,
+    lift,
+    project,
+    shared_variance,
+    signed_cosine,
+)
 from unhack.directions.artifact import Direction, DirectionMetadata, load_direction, save_direction
 from unhack.directions.extract import extract, pair_differences, random_basis, subspaces
 from unhack.directions.recipe import DirectionRecipe, organism_direction, recipe_pairs
@@ -27,6 +36,7 @@ __all__ = [
     "random_basis",
     "recipe_pairs",
     "save_direction",
+    "shared_variance",
     "signed_cosine",
     "subspaces",
     "verify",

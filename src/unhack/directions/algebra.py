@@ -53,6 +53,25 @@ class Alignment:
     abs_cos: float
 
 
+def shared_variance(first: Direction, second: Direction) -> tuple[float, float]:
+    """(overlap of two subspaces, overlap expected of a random one), means over the modules that both have.
+
+    Per module ‖V₁ V₂ᵀ‖²_F / min(k₁, k₂): mean squared cosine of the principal angles, 1 when one contains the other;
+    for a Haar-random subspace of r dimensions max(k₁, k₂) / r is expected. The orientation of rows does not matter.
+    Raises ValueError for directions of different bases, or without a module in common.
+    """
+    if first.metadata.basis != second.metadata.basis:
+        raise ValueError("the directions were made in different bases: extract both for one model and adapter")
+    overlaps, expected = [], []
+    for name in first.basis.keys() & second.basis.keys():
+        one, other = first.basis[name].double(), second.basis[name].double()
+        overlaps.append(float((one @ other.T).square().sum()) / min(len(one), len(other)))
+        expected.append(max(len(one), len(other)) / one.shape[1])
+    if not overlaps:
+        raise ValueError("the directions have no module in common")
+    return sum(overlaps) / len(overlaps), sum(expected) / len(expected)
+
+
 def coefficients(direction: Direction, layout: KnobLayout, flat: Float[Tensor, " K"]) -> dict[str, Float[Tensor, " _"]]:
     """c = V g of every module of the direction: module name -> [k], float64."""
     wide = flat.double()
