@@ -172,6 +172,28 @@ def test_csv_says_when_hacking_set_in_and_how_much_there_was(tmp_path: Path) -> 
     assert float(second["hack_area_frac"]) == pytest.approx(0.05)
 
 
+def test_delays_are_paired_tests_of_the_hack_rate_over_training_with_their_own_family(tmp_path: Path) -> None:
+    runs = []
+    for seed in range(3):
+        for name, middle in (("vanilla", 10.0 + seed), ("erase", 40.0), ("random", 10.0)):
+            folder = write_run(
+                tmp_path / f"{name}-{seed}", seed=seed, hack=(0.0, 0.6), steps=60, middle=middle, samples=8
+            )
+            runs.append(results.load_run(name, folder))
+    groups = results.by_arm(runs)
+    compared = results.compare(groups, lambda run: run.hack_area_frac, controls={"erase": ["random"]})
+    against_vanilla, against_random = compared["erase"]
+    expected = [groups["erase"][seed].hack_area_frac - groups["random"][seed].hack_area_frac for seed in range(3)]
+    assert against_random.test.difference == pytest.approx(sum(expected) / 3)
+    assert against_vanilla.against == "vanilla" and against_vanilla.test.difference < -0.2
+    line = next(line for line in outcome.markdown_delays(runs, {"erase": ["random"]}).splitlines() if "erase" in line)
+    assert line.split("|")[3].strip() == "40" and "(random)" in line
+
+
+def test_csv_names_the_run_and_no_place_on_this_machine(tmp_path: Path, runs: list[RunResult]) -> None:
+    assert "/" not in outcome.csv_text(runs)
+
+
 def test_numbers_are_written_as_a_reader_expects() -> None:
     assert results.percent(0.004) == "0.4 %" and results.percent(0.67) == "67 %" and results.percent(0.0) == "0 %"
     assert results.percent(math.nan) == "—"

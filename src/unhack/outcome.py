@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,10 @@ cos(update, V): 0 for an erasure, above 0 for a push away from the hack; only ar
 
 {results.caveat(arms)}
 
+On the way there (a secondary measure; p values adjusted within this table): hack rate of the sampled training rollouts,
+mean over all steps, and the first step from which it stays at {results.percent(results.HACKING_FRAC)} or more.
+
+{markdown_delays(runs, plan.controls)}
 Hack % / solve % by loophole:
 
 {markdown_modes(runs)}
@@ -87,6 +92,28 @@ def markdown_table(arms: Sequence[ArmResult], baseline: str = results.BASELINE) 
             results.with_sem(arm.gradient_norm, digits=3),
         )
         lines.append("| " + " | ".join((*results.table_cells(arm, baseline), *extra)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def markdown_delays(runs: Sequence[RunResult], controls: Mapping[str, Sequence[str]]) -> str:
+    """How soon and how much the arms hacked while training, in Markdown: median onset over the seeds that have one."""
+    groups = results.by_arm(runs)
+    compared = results.compare(groups, lambda run: run.hack_area_frac, controls=controls)
+    header = ("arm", "hack % over training", "onset step", "Δ, p", "Δ against placebo, p")
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for name, seeds in groups.items():
+        base = next((one for one in compared[name] if one.against == results.BASELINE), None)
+        placebos = [one for one in compared[name] if one.against != results.BASELINE]
+        onsets = [run.hack_onset_step for run in seeds.values() if run.hack_onset_step is not None]
+        onset = f"{statistics.median(onsets):g}" if onsets else "never"
+        cells = (
+            name,
+            results.with_sem(mean_sem([run.hack_area_frac for run in seeds.values()]), 100.0),
+            onset if len(onsets) in (0, len(seeds)) else f"{onset} ({len(onsets)} of {len(seeds)} seeds)",
+            results.comparison_text(base),
+            "<br>".join(f"{results.comparison_text(one)} ({one.against})" for one in placebos),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -131,5 +158,5 @@ def csv_text(runs: Sequence[RunResult]) -> str:
         counts = [run.name, run.seed, row.step, row.n, row.hacked, row.solved, row.attempted]
         rates = [row.hack_frac, row.solve_frac, run.trained_curve[-1].hack_frac, row.kl_nats]
         updates = [run.cosine, run.max_absolute_cosine, run.fired_frac]
-        writer.writerow([*counts, *rates, *updates, run.hack_onset_step, run.hack_area_frac, run.folder])
+        writer.writerow([*counts, *rates, *updates, run.hack_onset_step, run.hack_area_frac, run.folder.name])
     return out.getvalue()

@@ -41,6 +41,7 @@ STYLE: Any = {  # names of matplotlib's settings
 }
 DOTS_PER_INCH = 170
 COSINE_WINDOW_STEPS = 5
+LEGEND_ENTRY_INCHES = 2.6  # of a long arm's name beside its line
 
 
 def arm_styles(runs: Sequence[RunResult]) -> dict[str, dict[str, Any]]:
@@ -168,7 +169,7 @@ def _legend(figure: Figure, styles: dict[str, dict[str, Any]], note: str, marker
     for name, style in styles.items():
         shown: Any = style if markers else style | {"marker": None}
         handles.append(Line2D([], [], **shown, linewidth=2.2, label=name))
-    columns = min(4, len(handles))
+    columns = max(1, min(int(figure.get_figwidth() // LEGEND_ENTRY_INCHES), len(handles)))
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.2)
     legend.set_title(note, prop=FontProperties(size=10))
 

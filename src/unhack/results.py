@@ -8,7 +8,7 @@ Not here: files (`outcome.py`), drawing (`plots.py`), terminal output (`cli/`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired test of an arm's hack rate minus that of the arm `against`.
+    """A paired test of an arm's measure (the final hack rate, say) minus that of the arm `against`.
 
     `adjusted_p` is Holm's over the `family` tests that the whole table has; NaN where there was nothing to test.
     """
@@ -161,27 +161,38 @@ def summarize(
     Every arm is compared with `baseline` and with those of its placebos that have runs; p values are adjusted (Holm)
     over all of these comparisons together.
     """
+    groups = by_arm(runs)
+    compared = compare(groups, lambda run: run.final.hack_frac, baseline, controls)
+    return [_arm(name, groups, baseline, compared[name]) for name in groups]
+
+
+def by_arm(runs: Sequence[RunResult]) -> dict[str, dict[int, RunResult]]:
+    """Arm → seed → run, in order of first appearance. ValueError for a seed that an arm has twice."""
     groups: dict[str, dict[int, RunResult]] = {}
     for run in runs:
         seeds = groups.setdefault(run.name, {})
         if run.seed in seeds:
             raise ValueError(f"arm {run.name} has seed {run.seed} twice ({seeds[run.seed].folder}, {run.folder})")
         seeds[run.seed] = run
-    pairs = {name: [baseline, *(controls or {}).get(name, ())] for name in groups}
-    compared = _compare(groups, pairs)
-    return [_arm(name, groups, baseline, compared[name]) for name in groups]
+    return groups
 
 
-def _compare(
-    groups: Mapping[str, Mapping[int, RunResult]], pairs: Mapping[str, Sequence[str]]
+def compare(
+    groups: Mapping[str, Mapping[int, RunResult]],
+    measure: Callable[[RunResult], float],
+    baseline: str = BASELINE,
+    controls: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, tuple[Comparison, ...]]:
-    """Arm → its comparisons with the arms that `pairs` lists for it, where they share a seed; one family for Holm."""
-    hack = {name: {seed: run.final.hack_frac for seed, run in runs.items()} for name, runs in groups.items()}
+    """Arm → paired tests of `measure` against the baseline and its placebos, where they share a seed.
+
+    p values are adjusted (Holm) over all of them together.
+    """
+    values = {name: {seed: measure(run) for seed, run in runs.items()} for name, runs in groups.items()}
     tests = {
-        (name, other): paired_t(hack[name], hack[other])
-        for name, others in pairs.items()
-        for other in dict.fromkeys(others)
-        if other != name and hack.get(other, {}).keys() & hack[name].keys()
+        (name, other): paired_t(values[name], values[other])
+        for name in groups
+        for other in dict.fromkeys([baseline, *(controls or {}).get(name, ())])
+        if other != name and values.get(other, {}).keys() & values[name].keys()
     }
     adjusted = holm({" ".join(pair): test.p_value for pair, test in tests.items()})
     family = sum(not math.isnan(test.p_value) for test in tests.values())
