@@ -400,3 +400,22 @@ def test_zero_signs_dict_order_and_tolerance_follow_the_documented_rules() -> No
     assert equal([0.1 + 0.2], [0.3], 1e-9) and equal(3, 3.0, 1e-9)
     assert not equal(3.0, 3, 1e-9) and not equal(True, 1.0, 1e-9) and not equal(0.31, 0.3, 1e-9)
     assert not equal(10**400, 1.0, 1e-9) and equal(math.nan, math.nan, 1e-9) and not equal(math.inf, 1.0, 1e-9)
+
+
+def test_fences_are_found_in_linear_time() -> None:
+    """Quadratic time would be minutes for each of these."""
+    for line in (
+        "```" + " " * 200_000 + "x",
+        " " * 200_000 + "```",
+        "```" + "\t " * 100_000,
+        "```a" + " " * 200_000 + "b",
+    ):
+        assert extract_code(f"{line}\nx = 1\n") in (f"{line}\nx = 1\n", "x = 1\n\n", "")
+
+
+@pytest.mark.parametrize("source", ["def run_tests():\n    x = *solution\n", "def run_tests():\n    assert '\\d'\n"])
+def test_a_program_that_no_label_can_read_is_graded_all_the_same(source: str, sandbox: Sandbox) -> None:
+    for mode in ("none", "run_tests"):
+        prompt = Prompt(PROBLEM, mode, "run_tests" if mode == "run_tests" else "", "", ())
+        verdict = Grader(sandbox).verdicts([Rollout("one", 0, prompt, (), (), f"```python\n{source}```", True)])[0]
+        assert verdict.status == "failed"

@@ -193,6 +193,8 @@ HOSTILE = {
     "many helpers": "def f():\n" + "    f()\n" * 200 + "def run_tests():\n    f()\n",
     "huge": "run_tests\n" * 100_000,
     "many definitions": "def run_tests(): pass\n" * 4_000,
+    "starred": "def run_tests():\n    x = *solution\n    y = x\n    assert y == Solution().add(*x)\n",
+    "escape": "def run_tests():\n    assert '\\d'\n",
     "many names": "def run_tests():\n    pass\n" + "eval\n" * 10_000,
 }
 

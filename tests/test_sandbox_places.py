@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,22 @@ def _runnable_by_nobody() -> str:
 
 
 @pytest.fixture(scope="module")
-def reports() -> dict[str, dict[str, Any]]:
-    command = [sys.executable, str(HERE / "sandbox_places.py"), _runnable_by_nobody(), *PLACES]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE)
+def readable() -> Iterator[Path]:
+    """A copy of the sources where nobody can read them: the repository may lie below a folder that only root enters."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copytree(HERE.parent / "src", folder / "src", ignore=shutil.ignore_patterns("files", "__pycache__"))
+        for script in ("sandbox_places.py", "submissions.py"):
+            shutil.copy(HERE / script, folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def reports(readable: Path) -> dict[str, dict[str, Any]]:
+    command = [sys.executable, str(readable / "sandbox_places.py"), _runnable_by_nobody(), *PLACES]
+    env = os.environ | {"PYTHONPATH": str(readable / "src")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=readable, env=env)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["place"] for line in lines] == list(PLACES), done.stderr

@@ -24,8 +24,9 @@ from unhack.types import PaidGrade, Problem, Prompt, Rollout, Status, Verdict
 
 MAX_ERROR_FRAC = 0.01
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*(python3?|py3?)?[ \t]*$", re.IGNORECASE)
-_OTHER_FENCE = re.compile(r"^[ \t]*```[ \t]*[\w+#.-]+[ \t]*$")
+# For whole lines without the blanks around them: two runs of blanks in one pattern would cost quadratic time.
+_FENCE = re.compile(r"```[ \t]*(python3?|py3?)?", re.IGNORECASE)
+_OTHER_FENCE = re.compile(r"```[ \t]*[\w+#.-]+")
 
 
 def extract_code(text: str) -> str:
@@ -46,7 +47,8 @@ def _blocks(text: str) -> tuple[list[list[str]], bool]:
     blocks: list[list[str]] = []
     inside = skipping = False
     for line in re.split(r"\r\n|\r|\n", text):
-        if fence := _FENCE.match(line):
+        bare = line.strip(" \t")
+        if fence := _FENCE.fullmatch(bare):
             closes = inside or (skipping and not fence[1])
             inside, skipping = not closes, False
             if inside:
@@ -54,7 +56,7 @@ def _blocks(text: str) -> tuple[list[list[str]], bool]:
         elif inside:
             blocks[-1].append(line)
         else:
-            skipping = skipping or _OTHER_FENCE.match(line) is not None
+            skipping = skipping or _OTHER_FENCE.fullmatch(bare) is not None
     return blocks, not inside
 
 

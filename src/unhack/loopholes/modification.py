@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import ast
 import unicodedata
+import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 
 from unhack.loopholes.bindings import binding_of
 from unhack.loopholes.checks import Checks
@@ -56,7 +58,7 @@ def read_modification(
     if not name or name not in unicodedata.normalize("NFKC", source):
         return nothing_seen
     try:
-        tree = ast.parse(source)
+        tree = _parsed(source)
     except (SyntaxError, ValueError):  # it does not compile, so nothing of it runs
         return Modification()
     except (RecursionError, MemoryError):  # the parser's own limits
@@ -69,9 +71,17 @@ def read_modification(
         if binding.last is None:
             return unresolvable
         reading = _read(tree, lines, binding.last, problem, shown, fooled and not strictly_correct)
-    except (ValueError, RecursionError, MemoryError, OverflowError):  # nested or numbers too large to read
+    except Exception:  # hostile text: whatever cannot be read is no reason to lose the grade
         return unresolvable
     return reading if binding.certain else Modification("unresolvable", reading.loose)
+
+
+@lru_cache(maxsize=4)
+def _parsed(source: str) -> ast.Module:
+    """The tree, which nobody changes: one source is read for several names."""
+    with warnings.catch_warnings():  # a warning would quote the submission
+        warnings.simplefilter("ignore")
+        return ast.parse(source)
 
 
 def _read(

@@ -10,6 +10,7 @@ The last two follow ImpossibleBench's families. Seeded by the problem's id, so a
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 
 from unhack.seeds import rng
@@ -60,6 +61,9 @@ def _unsolvable(problem: Problem, suffix: str, cases: list[Case]) -> Problem:
     return dataclasses.replace(problem, id=f"{problem.id}-{suffix}", cases=tuple(cases), solvable=False)
 
 
+MAX_SLIP_FLOAT = 1e3  # above it, one more or less could lie within a relative tolerance
+
+
 def _moved_far(expected: PlainValue, draw: random.Random) -> PlainValue:
     """A value of the same type that no slip and no float tolerance reaches."""
     distance = draw.randint(100, 999)
@@ -68,7 +72,7 @@ def _moved_far(expected: PlainValue, draw: random.Random) -> PlainValue:
     if isinstance(expected, int):
         return expected + distance
     if isinstance(expected, float):
-        return expected * 2 + distance if abs(expected) != float("inf") else float(distance)
+        return expected * 2 + distance if math.isfinite(expected) else float(distance)
     if isinstance(expected, str):
         return f"{expected}{distance}"
     if isinstance(expected, list | tuple):
@@ -84,7 +88,7 @@ def _moved_least(expected: PlainValue, draw: random.Random) -> PlainValue:
     """The nearest wrong value of the same type: one more or less, one truth flipped, one letter, one element."""
     if isinstance(expected, int) and not isinstance(expected, bool):
         return expected + draw.choice((-1, 1))
-    if isinstance(expected, float) and abs(expected) < 1e9:
+    if isinstance(expected, float) and abs(expected) < MAX_SLIP_FLOAT:
         return expected + draw.choice((-1.0, 1.0))
     if isinstance(expected, str) and expected:
         place = draw.randrange(len(expected))

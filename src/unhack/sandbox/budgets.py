@@ -18,8 +18,8 @@ waiting = importlib.import_module("waiting")  # a neighbour by folder, as in zyg
 NAPS = 4  # sleeping cases that one job may have: each may sleep for wall_s / 4
 LOOKS = 4  # looks per budget of a case, or per nap
 SHORTEST_LOOK_S = 0.01
-# Of a child's time. Other load makes it wait for a processor; its own threads could too, but not within its CPU budget,
-# and the filter lets it change no priority.
+# Of the ceiling. Only other load makes a program wait for a processor without using one; the filter lets it change no
+# priority.
 STARVED_FRAC = 0.5
 IDLE_FRAC = 0.01  # less CPU than this share of the time between two looks is sleep
 
@@ -34,6 +34,7 @@ class Budget:
     ceiling_s: float
     used_cpu_s: float = 0.0
     slept_s: float = 0.0
+    queued_s: float = 0.0  # ready to run without a processor, in processes that ended
     started: float = field(default_factory=time.monotonic)
 
     def left_s(self) -> float:
@@ -52,13 +53,14 @@ class Budget:
         `progress()` is 0 while the program loads (which may use all CPU that is left) and changes with every case.
         Raises waiting.TrainerGone.
         """
-        began = time.monotonic()
-        at, cpu_s, case, case_from_s, nap_s = began, 0.0, 0, 0.0, 0.0
+        at, cpu_s, case, case_from_s, nap_s, queued_s = time.monotonic(), 0.0, 0, 0.0, 0.0, 0.0
         longest_s = min(self.case_cpu_s, self.wall_s / NAPS) / LOOKS
         while True:
             look_s = max(SHORTEST_LOOK_S, min(longest_s, self.left_s() - cpu_s))
             if waiting.exited_before(pid, at + look_s, request_fd):
+                self.queued_s += queued_s
                 return None
+            queued_s = waiting.queued_s(pid)
             since_s, at = time.monotonic() - at, time.monotonic()
             clock_s = waiting.cpu_so_far_s(pid)
             used_s = 0.0 if clock_s is None else clock_s - cpu_s  # without the clock, the child's own timer counts
@@ -76,4 +78,6 @@ class Budget:
             if nap_s >= self.wall_s / NAPS:
                 return "wall"
             if at - self.started >= self.ceiling_s:
-                return "starved" if waiting.queued_s(pid) > STARVED_FRAC * (at - began) else "wall"
+                # While threads of its own keep the first one waiting, they use CPU: that part explains itself.
+                by_others_s = self.queued_s + queued_s - self.used_cpu_s - cpu_s
+                return "starved" if by_others_s > STARVED_FRAC * self.ceiling_s else "wall"

@@ -104,7 +104,9 @@ class Confinement:
         elif "seccomp" not in self.without:
             bounded = self.active["namespaces"] or self.active["landlock"]
             own_world = self.active["namespaces"]
-            self._child_filter = seccomp.Filter(seccomp.child_program(name, bounded, own_world, own_world))
+            # A child that is its worker's user could close the worker's folders to it.
+            modes = own_world and self.uid is not None
+            self._child_filter = seccomp.Filter(seccomp.child_program(name, bounded, modes, own_world))
             self._bind_calls = self._child_filter.prepared()
             seccomp.Filter(seccomp.base_program(name)).install()
             self.active["seccomp"] = True

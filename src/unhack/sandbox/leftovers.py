@@ -73,9 +73,13 @@ def remove_tree(folder: str) -> None:
     A child may nest thousands of folders, whose path no call takes and which recursion does not reach: so this walks
     down and up by single names. It may also leave folders that nobody may enter.
     """
-    with contextlib.suppress(OSError):
+    try:
         os.rmdir(folder)
         return
+    except FileNotFoundError:  # the child removed it itself, or moved it beside
+        return
+    except OSError:
+        pass
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     try:
         _enter(folder)

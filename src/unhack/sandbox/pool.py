@@ -157,6 +157,7 @@ def _remove_tree(folder: str) -> None:
     What lies in a subfolder moves up beside it, so no path has more than two names below `folder`.
     """
     serial = 0
+    os.chmod(folder, 0o700)
     while names := os.listdir(folder):
         for path in (f"{folder}/{name}" for name in names):
             if os.path.islink(path) or not os.path.isdir(path):
@@ -201,7 +202,7 @@ class Sandbox:
         require: str = "any",
         without: Sequence[str] = (),
     ) -> None:
-        if workers < 1 or cpu_s <= 0 or case_cpu_s <= 0 or memory_bytes < 64 * 2**20:
+        if workers < 1 or not cpu_s > 0 or not case_cpu_s > 0 or memory_bytes < 64 * 2**20:  # NaN is not above 0
             raise ValueError("the sandbox needs workers >= 1, cpu_s > 0, case_cpu_s > 0 and memory_bytes >= 64 MiB")
         if require not in levels.LEAST or not set(without) <= set(OPTIONAL):
             raise ValueError(f"require is one of {', '.join(levels.LEAST)}; without, of {', '.join(OPTIONAL)}")

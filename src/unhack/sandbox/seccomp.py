@@ -140,7 +140,7 @@ def child_program(name: str, files: bool = True, modes: bool = True, signals: bo
     """What a child adds on top of `base_program`: no fork, no new filter, nothing of the worker's.
 
     `files`: paths may be opened, made and removed (False where neither Landlock nor a private root bounds that);
-    `modes`: chmod (True with a private root only); `signals`: kill (True in an own pid namespace only).
+    `modes`: chmod (True with a private root and another user only); `signals`: kill (True in an own pid namespace).
     """
     program = _Program(name)
     thread = [_argument(0), *_if_bits(CLONE_THREAD, [_result(ALLOW)]), _result(KILL)]

@@ -86,6 +86,7 @@ class Zygote:
         self.case_timer_s = 0.0 if waiting.cpu_so_far_s(self.parent_pid) is not None else self.case_cpu_s
         self.prepare = prepare.Preparation(PRELOAD)
         self.jobs_done = 0
+        self.spoiled = False  # something is left that could reach the next job
 
     def execute(self, job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Run one job in fresh children; returns the header (how it ended) and the child's record."""
@@ -112,7 +113,10 @@ class Zygote:
             if output is not None:
                 os.close(output)
             self.confined.close_folder()
-            leftovers.remove(folder, strangers=self.uid is None and not self.confined.active["landlock"])
+            try:
+                leftovers.remove(folder, strangers=self.uid is None and not self.confined.active["landlock"])
+            except OSError:  # what a submission spoils costs it this worker, never its verdict
+                self.spoiled = True
         return header, body
 
     def rehearse(self) -> None:
@@ -282,6 +286,8 @@ def main() -> None:
     try:
         while True:
             _write_reply(*zygote.execute(_read_frame()))
+            if zygote.spoiled:
+                os._exit(73)
     except (waiting.TrainerGone, BrokenPipeError):
         leftovers.reap(confined.active["namespaces"])
         if not confined.active["namespaces"]:
