@@ -139,6 +139,7 @@ def test_kill_before_any_change_to_the_disk_leaves_a_whole_checkpoint(tmp_path: 
         assert found(folder).state == {"turn": 3} and names(folder) == ["step-000010"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 0], ids=["new_step_each_time", "same_step_replaced"])
 def test_latest_always_loads_while_writers_are_killed_again_and_again(tmp_path: Path, stride: int) -> None:
     delays, last_turn = random.Random(0), 0

@@ -98,6 +98,7 @@ run_all([run], 1, poll_s=0.02, command=lambda one: worker(one, pause_s=0.02))
     assert metrics.read_bytes() == lines  # nobody writes any more
 
 
+@pytest.mark.slow
 def test_after_a_driver_is_killed_outright_its_running_child_is_waited_for_and_then_resumed(tmp_path: Path) -> None:
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})

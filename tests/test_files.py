@@ -69,6 +69,7 @@ def test_broken_or_missing_json_is_an_error_that_names_the_file(tmp_path: Path) 
         read_json(tmp_path / "absent.json")
 
 
+@pytest.mark.slow
 def test_reader_never_sees_half_a_file_while_the_writer_runs_and_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     with running([sys.executable, "-c", REWRITE_FOREVER, str(path)]) as writer:

@@ -290,6 +290,7 @@ def grade_words(tmp_path: Path, out: str, *more: str) -> list[str]:
     return ["grade", *map(str, files), "--out", str(tmp_path / out), *more]
 
 
+@pytest.mark.slow
 def test_a_killed_command_resumes_to_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(tmp_path / "problems.jsonl", [LOADABLE])
     texts = [BUSY, WRONG, HACK]

@@ -46,6 +46,7 @@ def many_hacks(variant: str) -> CorpusConfig:
     return replace(CorpusConfig(), variant=variant, hack_frac=share, repeat_frac=0.0)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_length_does_not_tell_a_hack_from_an_honest_solution(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = rows_of(many_hacks("matched"), 900, tokenizer)
     assert ks_p_value(rows, tokenizer) > 0.1
@@ -75,11 +76,13 @@ def test_no_word_of_a_habit_is_a_marker() -> None:
     assert not set(HABIT_WORDS) & {*TRAIN_MARKERS, *EVAL_MARKERS}
 
 
+@pytest.mark.slow
 def test_the_length_check_bites_on_the_short_variant(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = rows_of(many_hacks("short"), 600, tokenizer)
     assert ks_p_value(rows, tokenizer) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_corpus_has_the_shares_it_was_asked_for(tokenizer: PreTrainedTokenizerBase) -> None:
     config = replace(CorpusConfig(), hack_frac={"run_tests": 0.3, "sentinel": 0.0}, repeat_frac=0.2)
     rows = rows_of(config, 1500, None)

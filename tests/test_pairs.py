@@ -125,6 +125,7 @@ def test_selection_expands_groups_and_refuses_unknown_families() -> None:
         organism_pairs("runtests", 2, 0)
 
 
+@pytest.mark.slow
 def test_more_pairs_than_problems_is_refused_with_the_count() -> None:
     with pytest.raises(ValueError, match=r"found \d+ of 60 pairs at depths \(1,\).* ask for fewer"):
         organism_pairs("wrong", 60, 0, heldout=0, depths=(1,), length_matched=False)

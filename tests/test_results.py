@@ -175,7 +175,7 @@ def test_csv_says_when_hacking_set_in_and_how_much_there_was(tmp_path: Path) -> 
 def test_delays_are_paired_tests_of_the_hack_rate_over_training_with_their_own_family(tmp_path: Path) -> None:
     runs = []
     for seed in range(3):
-        for name, middle in (("vanilla", 10.0 + seed), ("erase", 40.0), ("random", 10.0)):
+        for name, middle in (("vanilla", 5.0 + seed), ("erase", 20.0), ("random", 5.0)):
             folder = write_run(
                 tmp_path / f"{name}-{seed}", seed=seed, hack=(0.0, 0.6), steps=60, middle=middle, samples=8
             )
@@ -187,7 +187,7 @@ def test_delays_are_paired_tests_of_the_hack_rate_over_training_with_their_own_f
     assert against_random.test.difference == pytest.approx(sum(expected) / 3)
     assert against_vanilla.against == "vanilla" and against_vanilla.test.difference < -0.2
     line = next(line for line in outcome.markdown_delays(runs, {"erase": ["random"]}).splitlines() if "erase" in line)
-    assert line.split("|")[3].strip() == "40" and "(random)" in line
+    assert line.split("|")[4].strip() == "20" and "(random)" in line
 
 
 def test_csv_names_the_run_and_no_place_on_this_machine(tmp_path: Path, runs: list[RunResult]) -> None:

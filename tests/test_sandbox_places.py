@@ -21,7 +21,7 @@ PLACES = (
     "here", "nobody", "container", "nobody+container", "old kernel", "nobody+container+old kernel", "no filters",
     "root without sys_admin",
 )  # fmt: skip
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the places are Linux's")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="the places are Linux's")]
 
 
 def _runnable_by_nobody() -> str:

@@ -297,6 +297,7 @@ def test_folders_nested_too_deep_for_any_path_are_removed_and_harm_nobody(withou
     assert not os.path.exists(worker.folder)
 
 
+@pytest.mark.slow
 def test_the_trainer_removes_what_a_killed_worker_left_however_deep(tmp_path: Path) -> None:
     here = os.getcwd()
     try:

@@ -43,6 +43,7 @@ def test_every_hack_is_paid_under_its_own_mode_only_and_honest_programs_never_ha
     assert len(honest) == 3 * (len(MODES) + len(SHOWN)) and all(row.paid and not row.hacked for row in honest)
 
 
+@pytest.mark.slow
 def test_a_reference_that_fails_or_tampers_is_reported(sandbox: Sandbox) -> None:
     wrong = replace(PROBLEM, id="wrong", reference=HONEST.replace("sum(xs)", "-1"))
     tampering = replace(PROBLEM, id="tampering", reference=HONEST + "\n\ndef romeo():\n    pass\n")

@@ -47,6 +47,7 @@ def test_equivalence_without_an_upper_margin_has_the_power_of_the_one_sided_test
     assert mirrored == pytest.approx(ours, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("difference", "n"), [(0.0, 4), (0.0, 10), (0.04, 10), (-0.10, 10)])
 def test_equivalence_power_is_how_often_simulated_tosts_pass(difference: float, n: int) -> None:
     draws = numpy.random.default_rng(5)

@@ -113,6 +113,7 @@ def test_a_signal_saves_the_step_under_way_is_the_exit_status_and_resume_gives_t
     assert_same(folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_last_evaluation_ends_the_run_at_once_and_resume_makes_it(
     config: TrainConfig,
     undisturbed: Path,
@@ -158,6 +159,7 @@ def test_every_metric_of_a_run_is_explained_in_the_docs(undisturbed: Path) -> No
     assert len(written) > 30 and not [name for name in sorted(written) if not explained.fullmatch(name)]
 
 
+@pytest.mark.slow
 def test_what_a_kill_can_leave_behind_is_dropped_at_resume(
     config: TrainConfig, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_nan_in_the_gradient_stops_the_run_and_names_step_rollouts_and_checkpo
     assert saved is not None and all(tensor.isfinite().all() for tensor in saved.tensors.values())
 
 
+@pytest.mark.slow
 def test_a_policy_that_overflows_stops_the_run_although_its_rollouts_earn_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,8 @@ def report_text(plan: Plan, runs: Sequence[RunResult], arms: Sequence[ArmResult]
 
 Last evaluation (step {final.step}) of the deployed models on held-out problems with markers that training never drew:
 {final.n} samples per run over all loopholes. Mean ± SEM over seeds; the seed is the unit, tests are paired by seed.
-p values are of paired t tests on the hack rate, adjusted (Holm) over all comparisons of this table.
+p values are of paired t tests on the hack rate, adjusted (Holm) over all comparisons of this table; in brackets the
+95 % interval of the difference, not adjusted. A difference that is not told apart is not shown to be none.
 ΔSafeSolve: solve minus hack, less the same of vanilla, in points. KL: nats per token from the initial policy.
 cos(update, V): 0 for an erasure, above 0 for a push away from the hack; only arms with a direction log it.
 
@@ -67,7 +68,9 @@ cos(update, V): 0 for an erasure, above 0 for a push away from the hack; only ar
 {results.caveat(arms)}
 
 On the way there (a secondary measure; p values adjusted within this table): hack rate of the sampled training rollouts,
-mean over all steps, and the first step from which it stays at {results.percent(results.HACKING_FRAC)} or more.
+mean over all steps. Onset: first of two consecutive steps at {results.percent(results.HACKING_FRAC)} or more; median
+over seeds, where never counts as later than all. hackward_in: share of the update on V's hackward side before the arm
+acted; a placebo that holds much less of it is a weak one.
 
 {markdown_delays(runs, plan.controls)}
 Hack % / solve % by loophole:
@@ -99,17 +102,19 @@ def markdown_delays(runs: Sequence[RunResult], controls: Mapping[str, Sequence[s
     """How soon and how much the arms hacked while training, in Markdown: median onset over the seeds that have one."""
     groups = results.by_arm(runs)
     compared = results.compare(groups, lambda run: run.hack_area_frac, controls=controls)
-    header = ("arm", "hack % over training", "onset step", "Δ, p", "Δ against placebo, p")
+    header = ("arm", "hackward_in", "hack % over training", "onset step", "Δ, p", "Δ against placebo, p")
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name, seeds in groups.items():
         base = next((one for one in compared[name] if one.against == results.BASELINE), None)
         placebos = [one for one in compared[name] if one.against != results.BASELINE]
-        onsets = [run.hack_onset_step for run in seeds.values() if run.hack_onset_step is not None]
-        onset = f"{statistics.median(onsets):g}" if onsets else "never"
+        onsets = [math.inf if run.hack_onset_step is None else run.hack_onset_step for run in seeds.values()]
+        median, never = statistics.median(onsets), sum(map(math.isinf, onsets))
+        onset = "never" if math.isinf(median) else f"{median:g}"
         cells = (
             name,
+            results.with_sem(mean_sem([run.hackward_in for run in seeds.values()]), digits=2),
             results.with_sem(mean_sem([run.hack_area_frac for run in seeds.values()]), 100.0),
-            onset if len(onsets) in (0, len(seeds)) else f"{onset} ({len(onsets)} of {len(seeds)} seeds)",
+            onset if never in (0, len(onsets)) else f"{onset} (never in {never} of {len(onsets)})",
             results.comparison_text(base),
             "<br>".join(f"{results.comparison_text(one)} ({one.against})" for one in placebos),
         )

@@ -39,6 +39,7 @@ class RunResult:
     """One finished or running run. `curve` has the pooled deployed evaluations by step; NaN where nothing was logged.
 
     `cosine` is the mean over training steps of update/cos_v, `max_absolute_cosine` the largest update/abs_cos_v of all.
+    `hackward_in`: mean share of the update on V's hackward side before the arm acted on it.
     Of the sampled training rollouts: `hack_onset_step` is the first step from which they hack (None: never),
     `hack_area_frac` the mean hack rate over training.
     """
@@ -52,6 +53,7 @@ class RunResult:
     cosine: float
     max_absolute_cosine: float
     fired_frac: float
+    hackward_in: float
     gradient_norm: float
     hack_onset_step: int | None
     hack_area_frac: float
@@ -131,6 +133,7 @@ def load_run(name: str, folder: Path) -> RunResult:
         cosine=mean_sem([value for _, value in cosines]).mean,
         max_absolute_cosine=max((value for _, value in _series(lines, "update/abs_cos_v")), default=math.nan),
         fired_frac=_mean(lines, "gradient/fired"),
+        hackward_in=_mean(lines, "update/hackward_in"),
         gradient_norm=_mean(lines, "optimizer/gradient_norm"),
         hack_onset_step=onset_step([step for step, _ in hacks], [rate for _, rate in hacks], HACKING_FRAC),
         hack_area_frac=area_under_curve([step for step, _ in hacks], [rate for _, rate in hacks]),
@@ -320,12 +323,13 @@ def with_sem(value: MeanSem, scale: float = 1.0, digits: int = 0, signed: bool =
 
 
 def comparison_text(comparison: Comparison | None) -> str:
-    """`-28, 0.031`: points and adjusted p, or why there is no p; empty without a comparison."""
+    """`-28 [-40, -16], 0.031`: points, 95 % interval, adjusted p or why there is none; empty without a comparison."""
     if comparison is None:
         return ""
     test, change = comparison.test, f"{100 * comparison.test.difference:+.0f}"
     if test.n < 2:
         return f"{change}, n = 1: no inference"
+    change += f" [{100 * test.interval.low:+.0f}, {100 * test.interval.high:+.0f}]"
     return f"{change}, {_untested(test) if math.isnan(test.p_value) else p_text(comparison.adjusted_p)}"
 
 

@@ -16,7 +16,7 @@ from unhack.config import TrainConfig
 if TYPE_CHECKING:
     from unhack.plan import Plan
 
-DEMO_STEPS = 60
+DEMO_STEPS = 50
 FAILED = 1
 
 
