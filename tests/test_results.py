@@ -185,7 +185,7 @@ def test_delays_are_paired_tests_of_the_hack_rate_over_training_with_their_own_f
     against_vanilla, against_random = compared["erase"]
     expected = [groups["erase"][seed].hack_area_frac - groups["random"][seed].hack_area_frac for seed in range(3)]
     assert against_random.test.difference == pytest.approx(sum(expected) / 3)
-    assert against_vanilla.against == "vanilla" and against_vanilla.test.difference < -0.2
+    assert against_vanilla.against == "vanilla" and against_vanilla.test.difference < -0.1
     line = next(line for line in outcome.markdown_delays(runs, {"erase": ["random"]}).splitlines() if "erase" in line)
     assert line.split("|")[4].strip() == "20" and "(random)" in line
 
