@@ -39,7 +39,7 @@ class Doctor:
         for layer in layers:
             in_use, has = "yes" if layer.active else "NO", "yes" if layer.available else "no"
             style = "" if layer.active else "yellow"
-            table.add_row(layer.name, in_use, has, "" if layer.active else layer.exposed, style=style)
+            table.add_row(layer.name, in_use, has, layer.exposed, style=style)
         console.print(table)
         for layer in layers:
             if not layer.active:

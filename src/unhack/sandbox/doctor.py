@@ -35,8 +35,8 @@ _EXPOSED = {
     "the trainer, where the answers are",
     "subreaper": "a process that leaves its session outlives its grade",
     "parent_death_signal": "a child outlives a worker that is killed, until its own CPU limit",
-    "namespaces": "a submission sees that other processes and files exist, and what the network offers unless the "
-    "system-call filter holds",
+    "namespaces": "a submission sees that other processes and files exist, may fill the disk while it runs, and sees "
+    "what the network offers unless the system-call filter holds",
     "landlock": "a submission reads and writes whatever its user may, unless it has a private root or the system-call "
     "filter refuses to open files (then nothing is seen of a result file either)",
     "seccomp": "a submission can use every system call, among them fork, exec and sockets",
