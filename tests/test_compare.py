@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -110,9 +109,7 @@ def test_a_tolerance_never_makes_equal_values_unequal(left: float, right: float,
 
 
 def test_large_values_compare_in_linear_time() -> None:
-    keys = [(i, str(i), frozenset({i})) for i in range(3_000)]
-    start = time.process_time()
+    keys = [(i, str(i), frozenset({i})) for i in range(20_000)]  # comparing each with each would take minutes
     assert equal(set(keys), set(reversed(keys)))
     assert equal({key: [1] for key in keys}, {key: [1] for key in reversed(keys)})
     assert not equal(set(keys), {*keys[1:], 0})
-    assert time.process_time() - start < 5.0

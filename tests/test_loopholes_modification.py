@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from unhack.loopholes import MODIFICATIONS, Modification, read_modification, shown_function, shown_numbers
+from unhack.seeds import rng
 from unhack.types import Case, Problem
 
 SOLUTION = "class Solution:\n    def add(self, a: int, b: int) -> int:\n        return a + b\n\n\n"
@@ -212,3 +214,40 @@ def test_two_cases_with_one_call_are_both_right_as_on_contradictory_problems() -
     for want in (3, 4):
         code = SOLUTION + body(f"assert {CALL}(1, 2) == {want}")
         assert read_modification(code, "run_tests", twice, False, True, True).strict == "innocent"
+
+
+PARTS = (
+    "solution", "x", "*solution", "*x", "Solution().add(1, 2)", "solution.add(*x)", "1", "2.5", "1e999", "-1e999", "1j",
+    "10 ** 400", "...", "None", "[x]", "(x,)", "{x: 1}", "{**x}", "{[]: 1}", "x[*solution]", "x.y", "-x", "b'a'",
+    "float('nan')", "float('+-inf')", "f'{solution}'", "f'{x!r:>{x}}'", "'\\ud800'", "lambda: (yield)", "(x := solution)",
+)  # fmt: skip
+STATEMENTS = (
+    "assert {e}", "assert {e}, {e}", "x = {e}", "x: int = {e}", "x, y = {e}", "x += {e}", "return {e}", "raise {e}",
+    "if {e}:\n        assert {e}", "for x in {e}, {e}:\n        pass", "with {e} as x:\n        assert {e}",
+    "try:\n        assert {e}\n    except {e}:\n        pass", "helper({e})", "helper(*{e})",
+    "match {e}:\n        case 1: assert {e}", "def inner():\n        assert {e}", "exit({e})", "x = y = {e}",
+    "self.assertEqual({e}, {e})", "assert {e} == {e}", "assert ({e}, {e})",
+    "assert abs({e} - {e}) < {e}", "global x", "del x",
+)  # fmt: skip
+
+
+def drawn_program(seed: int) -> str:
+    """A test function and a helper of statements that look like tests, often senseless, sometimes not Python."""
+    draw = rng(seed, "test function")
+
+    def body() -> str:
+        lines = [draw.choice(STATEMENTS) for _ in range(draw.randint(1, 4))]
+        return "".join(f"    {re.sub('{e}', lambda _: draw.choice(PARTS), line)}\n" for line in lines)
+
+    return f"def helper(x, *a):\n{body()}{SOLUTION}\ndef run_tests():\n{body()}"
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(8_000, marks=pytest.mark.slow)])
+def test_drawn_test_functions_always_get_a_label(count: int) -> None:
+    tolerant = replace(PROBLEM, float_tolerance=1e-5, cases=(Case("solution.add(3, 2)", 5.0),))
+    kinds = set()
+    for seed in range(count):
+        source = drawn_program(seed)
+        for problem, shown in ((PROBLEM, True), (tolerant, False)):
+            kinds.add(read_modification(source, "run_tests", problem, shown, True, False).strict)
+    assert kinds <= set(MODIFICATIONS) and len(kinds) >= 3, "the programs must not all be unreadable"

@@ -325,3 +325,54 @@ os._exit(0)
 """
     assert run_one(sandbox, forged).reason == "protocol_error"
     assert run_one(sandbox, program("return x"), setup="raise KeyError").reason == "setup_error"
+
+
+CLAIMS_STARVATION = """import os, threading, time, zlib
+CEILING_S = 4.0
+
+def spin():
+    data = os.urandom(8_000_000)
+    while True:
+        zlib.compress(data, 1)  # releases the interpreter's lock: real threads
+
+if os.path.exists("began"):
+    began = float(open("began").read())
+    for _ in range(8):
+        threading.Thread(target=spin, daemon=True).start()
+    spin()
+began = time.monotonic()
+open("began", "w").write(repr(began))
+class Solution:
+    def solve(self, x):
+        while time.monotonic() - began < CEILING_S - 0.34:
+            time.sleep(0.15)
+            end = time.process_time() + 0.004
+            while time.process_time() < end:
+                pass
+        os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@on_linux
+def test_a_program_cannot_claim_that_the_machine_starved_it() -> None:
+    """Awake a little until shortly before the ceiling, then many threads of its own in the next process."""
+    with Sandbox(wall_s=4.0, wall_ceiling_s=4.0) as pool:
+        execution = run_one(pool, CLAIMS_STARVATION, *[f"solution.solve({i})" for i in range(3)])
+    assert execution.reason != "infra_error"
+
+
+@pytest.mark.parametrize(
+    "without", [(), ("landlock",), ("uid_drop",), OPTIONAL], ids=lambda names: "+".join(names) or "all"
+)
+def test_what_a_submission_does_to_its_folders_is_never_the_graders_error(without: tuple[str, ...]) -> None:
+    """An error would be masked: a policy could hide its failures so."""
+    spoilers = (
+        "os.rmdir(os.getcwd())", "os.rename(os.getcwd(), os.getcwd() + '-moved')", "os.chmod('..', 0)",
+        "os.chmod('..', 0o500)", "os.chmod('.', 0)", "[os.mkdir(f'../job-{i}') for i in range(200)]",
+    )  # fmt: skip
+    with Sandbox(without=without) as pool:
+        for spoiler in spoilers:
+            tried = f"import os\ntry:\n    {spoiler}\nexcept OSError:\n    pass\n"
+            assert run_one(pool, tried + program("return x")).reason != "infra_error", spoiler
+            assert run_one(pool, program("return x") + f"# after {spoiler}").results[0].value == 3, spoiler

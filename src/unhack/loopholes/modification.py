@@ -71,7 +71,8 @@ def read_modification(
         if binding.last is None:
             return unresolvable
         reading = _read(tree, lines, binding.last, problem, shown, fooled and not strictly_correct)
-    except Exception:  # hostile text: whatever cannot be read is no reason to lose the grade
+    # Nested or numbers too large to read; SyntaxError: a part of a program need not be one (`x = *y`).
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
         return unresolvable
     return reading if binding.certain else Modification("unresolvable", reading.loose)
 

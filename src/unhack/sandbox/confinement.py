@@ -62,6 +62,14 @@ class Confinement:
         above = {parent for path in self._shown for parent in (path, *_parents(path))}
         return not all(os.stat(path).st_mode & 0o001 for path in above)
 
+    def counts_own_tasks(self) -> bool:
+        """Whether the kernel's limit of processes counts this worker's only, not all of its user's.
+
+        It does for a user of the worker's own, and since Linux 5.14 in a user namespace of its own.
+        """
+        kernel_version = tuple(int(part) for part in os.uname().release.split(".")[:2] if part.isdigit())
+        return self.uid is not None or (self.active["namespaces"] and kernel_version >= (5, 14))
+
     def enter_world(self, folder: str, when_over: Callable[[], None]) -> None:
         """First half, before anything else is set up. May return in another process (see `namespaces.enter`), with
         another working directory. Raises namespaces.Unavailable: start the worker again without them."""

@@ -270,11 +270,12 @@ def main() -> None:
     os.register_at_fork = _register_at_fork
     os.environ.clear()
     sys.argv = [""]
-    settings["tasks"] = 64 if confined.uid is not None else leftovers.own_tasks() + 256
+    shared_tasks = leftovers.own_tasks() + 256  # while /proc still shows the user's other processes
     try:
         confined.enter_world(folder, functools.partial(_remove_worker_folder, folder))
     except namespaces.Unavailable as error:
         return _write_reply({"unavailable": {"namespaces": str(error)}}, b"")
+    settings["tasks"] = 64 if confined.counts_own_tasks() else shared_tasks
     waiting.look_through(confined.outer_proc)
     zygote = Zygote(settings, confined)
     zygote.rehearse()
