@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import math
 import os
 import resource
@@ -261,6 +262,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     problems = load_problems(options.problems).problems[: options.first]
+    gc.freeze()  # as `unhack grade` does; it is for all sides, the floor too
     print_machine()
     print(f"{len(problems)} problems of {options.problems.name}, {sum(len(one.cases) for one in problems)} tests")
     with Sandbox() as sandbox, Sandbox(without=OPTIONAL) as bare:

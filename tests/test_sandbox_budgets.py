@@ -11,7 +11,7 @@ import pytest
 
 from submissions import program, run_one
 from unhack.sandbox import Execution, Job, Probe, Sandbox
-from unhack.sandbox.prepare import Preparation
+from unhack.sandbox.prepare import CompiledCalls, Preparation
 
 CPU_S, CASE_S, WALL_S = 0.5, 0.1, 1.2
 SLACK_S = 0.15  # of looks, and of forking and loading again
@@ -172,6 +172,22 @@ def test_preparation_runs_no_code_of_a_problem_but_imports_of_loaded_modules(cap
         for name in set(sys.modules) - before:
             del sys.modules[name]
     assert capsys.readouterr().out == "" and not {"wave", "chunk"} & (set(sys.modules) - before)
+
+
+def test_kept_calls_are_the_compiled_ones_and_stay_within_their_bytes() -> None:
+    calls = CompiledCalls(kept_bytes=2_000)
+    lists = [(f"[{number}, 'a' * 3]", "1 +", "'\\ud800'") for number in range(40)]
+    for texts in lists + lists[::-1]:
+        codes = calls(texts)
+        assert [eval(code) for code in (codes[0], codes[2])] == [eval(texts[0]), "\ud800"]
+        assert codes[1] == "1 +" and calls(texts) == codes  # what does not compile stays text
+        assert calls.used_bytes == sum(map(len, calls.kept.values())) <= 2_000
+    assert 1 < len(calls.kept) < 40 and next(reversed(calls.kept)) == lists[0]
+
+
+def test_a_list_of_calls_larger_than_all_that_is_kept_is_not_kept() -> None:
+    calls = CompiledCalls(kept_bytes=100)
+    assert eval(calls(("1" * 200,))[0]) == int("1" * 200) and calls.used_bytes == 0 and not calls.kept
 
 
 def test_hashing_and_random_are_the_same_in_every_worker_job_and_process() -> None:

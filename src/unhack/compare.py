@@ -16,27 +16,36 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from itertools import repeat
 
 from unhack.types import PlainValue
+
+_EXACT = frozenset({int, str, bool, bytes, type(None)})
+"""Types whose == is the rule by itself, once both sides are known to be of the same one."""
 
 
 def equal(value: PlainValue, expected: PlainValue, float_tolerance: float | None = None) -> bool:
     """Whether two plain values are the same by the rules above. Time is linear in the smaller of the two."""
-    if float_tolerance is not None and type(expected) is float and type(value) in (int, float):
+    kind = type(expected)
+    if float_tolerance is not None and kind is float and type(value) in (int, float):
         return _close(value, expected, float_tolerance)
-    if type(value) is not type(expected):
+    if type(value) is not kind:
         return False
-    if isinstance(expected, (list, tuple)):
-        return len(value) == len(expected) and all(
-            equal(left, right, float_tolerance) for left, right in zip(value, expected, strict=True)
-        )
-    if isinstance(expected, dict):
+    if kind in _EXACT:
+        return bool(value == expected)
+    if kind is list or kind is tuple:
+        if len(value) != len(expected):
+            return False
+        if _EXACT.issuperset(map(type, expected)):  # most lists: two walks in C
+            return [*map(type, value)] == [*map(type, expected)] and bool(value == expected)
+        return all(map(equal, value, expected, repeat(float_tolerance)))
+    if kind is dict:
         return _equal_dicts(value, expected, float_tolerance)
-    if isinstance(expected, (set, frozenset)):
+    if kind is set or kind is frozenset:
         return len(value) == len(expected) and {typed(item) for item in value} == {typed(item) for item in expected}
-    if isinstance(expected, complex):
+    if kind is complex:
         return equal(value.real, expected.real) and equal(value.imag, expected.imag)
-    if isinstance(expected, (float, Decimal)) and _is_nan(expected):
+    if _is_nan(expected):
         return _is_nan(value)
     return not _is_nan(value) and bool(value == expected)
 

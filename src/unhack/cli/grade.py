@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,8 @@ class Grade:
         reader = Reader(self.completions, {problem.id: problem for problem in loaded.problems}, self.mode, self.marker)
         for row in loaded.malformed:
             print(f"unhack: {self.problems} line {row.line} is no problem: {ascii(row.reason)[1:-1]}", file=sys.stderr)
+
+        gc.freeze()  # all that is loaded stays: no collection while grading need walk it
 
         def make_sandbox() -> Sandbox:
             return Sandbox(cpu_s=self.cpu_s, case_cpu_s=self.case_cpu_s, require=self.require_sandbox)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ast
 import gc
+import marshal
 import random
 import sys
 import types
 import warnings
+from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,14 +36,17 @@ class Prepared:
     probe: tuple[str, str] | None
 
 
-class Preparation:
-    """Prepares jobs; keeps the last few setups and lists of calls, since a group's submissions share them."""
+KEPT_BYTES = 4 * 2**20  # of calls: those of some 400 LeetCode problems. What is kept costs every fork a little
 
-    def __init__(self, modules: Collection[str], kept: int = 16) -> None:
+
+class Preparation:
+    """Prepares jobs; keeps the last few setups, and the calls of some hundred problems, which take long to compile."""
+
+    def __init__(self, modules: Collection[str], kept: int = 16, kept_bytes: int = KEPT_BYTES) -> None:
         """`modules` are those whose import runs nothing, because they are loaded."""
         self.modules = frozenset(modules)
         self.setup = lru_cache(maxsize=kept)(self._setup)
-        self.calls = lru_cache(maxsize=kept)(_calls)
+        self.calls = CompiledCalls(kept_bytes)
         random.seed(0)  # every child starts with these: the same job must give the same bytes
         warnings.simplefilter("ignore")  # showing one imports modules, in every child anew
 
@@ -81,7 +86,26 @@ def compiled(text: str, name: str, kind: str) -> Code:
         return text
 
 
-def _calls(texts: tuple[str, ...]) -> tuple[Code, ...]:
-    codes = tuple(compiled(text, "<case>", "eval") for text in texts)
-    gc.freeze()
-    return codes
+class CompiledCalls:
+    """Lists of calls, compiled; the last ones used are kept as bytes, `kept_bytes` of them in all.
+
+    As bytes, because objects would lie on pages that every child writes to (their reference counts), and so copies.
+    """
+
+    def __init__(self, kept_bytes: int) -> None:
+        self.kept: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
+        self.kept_bytes, self.used_bytes = kept_bytes, 0
+
+    def __call__(self, texts: tuple[str, ...]) -> tuple[Code, ...]:
+        """The code objects of the texts, in order."""
+        data = self.kept.pop(texts, None)
+        if data is not None:
+            self.kept[texts] = data
+            codes: tuple[Code, ...] = marshal.loads(data)
+            return codes
+        codes = tuple(compiled(text, "<case>", "eval") for text in texts)
+        self.kept[texts] = data = marshal.dumps(codes)
+        self.used_bytes += len(data)
+        while self.used_bytes > self.kept_bytes:
+            self.used_bytes -= len(self.kept.popitem(last=False)[1])
+        return codes
