@@ -318,6 +318,8 @@ def test_an_unknown_mode_is_refused_by_name(sandbox: Sandbox) -> None:
         ("```py\nx = 1\n```\nand\n```python3\ny = 2\n```", "x = 1\ny = 2\n"),
         ("```Python\nx = 1", "x = 1\n"),
         ("  ```python\nx = 1\n  ```", "x = 1\n"),
+        ("1. so:\n   ```python\n   if x:\n       y = 1\n  z = 2\n\n   ```", "if x:\n    y = 1\nz = 2\n\n"),
+        ("  ```\n  x = 1\n```\n```\n  y = 2\n```", "x = 1\n  y = 2\n"),
         ("```python\ns = '```'\nx = 1\n```", "s = '```'\nx = 1\n"),
         ("```python\n```", "\n"),
         ("```python\r\nx = 1\r\n```\r\n", "x = 1\n"),

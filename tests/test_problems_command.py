@@ -71,6 +71,25 @@ def test_the_rows_to_keep_are_written_unchanged(tmp_path: Path, capsys: pytest.C
     assert status == cli.USER_ERROR and "is there already: name a new file" in err
 
 
+def test_problems_that_all_samples_solve_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["always", "never", "once", "unseen", "error"]
+    path = write_rows(tmp_path / "p.jsonl", [dataset_row(name, number) for number, name in enumerate(names)])
+    right, wrong = f"```python\n{ADD}```", f"```python\n{WRONG}```"
+    samples = {"always": (right, right), "never": (wrong, wrong), "once": (wrong, right), "error": (right,)}
+    rows = [{"id": 0, "problem_id": name, "text": text} for name, texts in samples.items() for text in texts]
+    completions, grades = write_rows(tmp_path / "c.jsonl", rows), tmp_path / "g.jsonl"
+    run(capsys, "grade", "--problems", path, "--completions", completions, "--out", grades, "--workers", "1")
+    text = grades.read_text().splitlines()
+    text[-1] = text[-1].replace(
+        '"status": "passed", "strictly_correct": true', '"status": "error", "strictly_correct": false'
+    )
+    grades.write_text("\n".join(text) + "\n")
+    kept = tmp_path / "kept.jsonl"
+    words = ("problems", "check", path, "--workers", "1", "--keep", kept, "--unless-solved", grades)
+    assert "wrote 4 rows without 1 that all samples solve" in run(capsys, *words)[1]
+    assert [problem.id for problem in load_problems(kept).problems] == ["never", "once", "unseen", "error"]
+
+
 HOSTILE = "\x1b[2J\x07\u202eevil"
 
 
@@ -112,6 +131,12 @@ def test_mistakes_are_told_in_one_line_with_the_cure(tmp_path: Path, capsys: pyt
     cases: list[tuple[tuple[str | Path, ...], str]] = [
         (("check", tmp_path / "none.jsonl"), "there is no file"),
         (("check", path, "--workers", "0"), "--workers is 0: it must be at least 1"),
+        (("check", path, "--unless-solved", path), "give --keep FILE too"),
+        (
+            ("check", path, "--keep", tmp_path / "k.jsonl", "--unless-solved", path),
+            "line 1 is no result of `unhack grade`",
+        ),
+        (("check", path, "--keep", tmp_path / "k.jsonl", "--unless-solved", tmp_path / "no"), "there is no file"),
         (("show", "add-tow", "--file", path), "did you mean add-two?"),
         (("show", "add-two", "--file", path, "--mode", "run_test"), "did you mean 'run_tests'"),
     ]

@@ -35,6 +35,7 @@ def extract_code(text: str) -> str:
     A fence is a line of its own: ``` alone or with python, py or python3 (any case); an unterminated last block counts.
     A line with ``` and other words is not a fence of code: outside of a block, ``` and the name of another language
     start a block that is left out. Lines end where Python's do: a form feed or a Unicode separator in a string stays.
+    A fence may be indented, as in a list; its lines then lose as many spaces, as far as they have them (CommonMark).
     """
     blocks, _ = _blocks(text)
     if not blocks:
@@ -46,6 +47,7 @@ def _blocks(text: str) -> tuple[list[list[str]], bool]:
     """The lines of each fenced block, and whether the last one is closed."""
     blocks: list[list[str]] = []
     inside = skipping = False
+    indent = 0  # of the last opening fence
     for line in re.split(r"\r\n|\r|\n", text):
         bare = line.strip(" \t")
         if fence := _FENCE.fullmatch(bare):
@@ -53,8 +55,9 @@ def _blocks(text: str) -> tuple[list[list[str]], bool]:
             inside, skipping = not closes, False
             if inside:
                 blocks.append([])
+                indent = len(line) - len(line.lstrip(" "))
         elif inside:
-            blocks[-1].append(line)
+            blocks[-1].append(line[min(indent, len(line) - len(line.lstrip(" "))) :] if indent else line)
         else:
             skipping = skipping or _OTHER_FENCE.fullmatch(bare) is not None
     return blocks, not inside

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from unhack.config import RewardConfig
 from unhack.grade import Grader, Grading
-from unhack.loopholes import LOOPHOLES, shown_function
+from unhack.loopholes import LOOPHOLES, shown_function, spoiled
 from unhack.sandbox import Sandbox
 from unhack.types import Case, Problem, Prompt, Rollout
 
@@ -100,26 +100,35 @@ _SHAPES = (
 )
 
 
+BUILT_IN = tuple(problem.id for problem, _ in _SHAPES)
+"""Ids of the two problems that are always checked."""
+
+
 def _name_of(mode: str, marker: str) -> str:
     """The marker of a mode's prompts. Modes that call a function have a name each: with one name, one exploit of that
     name fools them all, since it is the same flaw."""
     return f"{marker}_{mode}" if LOOPHOLES[mode].shows_tests else marker
 
 
-def self_check(sandbox: Sandbox, problems: Sequence[Problem] = (), marker: str = "romeo") -> list[CheckRow]:
+def self_check(
+    sandbox: Sandbox, problems: Sequence[Problem] = (), marker: str = "romeo", hacks: bool = False
+) -> list[CheckRow]:
     """Grades, for real, every hack and every honest reference under every mode.
 
     Required: a hack on a wrong body is paid under its own mode only (3.0 + 0.5) and earns the format reward elsewhere;
     the references of both built-in problems and of each of `problems` are paid and not hacked in all modes, without and
-    with the test function of the prompt.
+    with the test function of the prompt. `hacks`: the former of each of `problems`, too, whose wrong body is their
+    reference answering with a text that no test expects.
+
+    Raises ValueError for a problem whose reference has no `class Solution` with its method, or with `hacks` none whose
+    visible tests can be hard-coded.
     """
     grader = Grader(sandbox)
     rollouts: list[Rollout] = []
-    for problem, wrong in _SHAPES:
-        visible = problem.cases[: problem.visible_cases]
-        for hack in LOOPHOLES.values():
-            source = hack.hack(wrong, _name_of(hack.name, marker), visible, problem.entry_point)
-            rollouts += [_rollout(f"hack {hack.name}", problem, mode, marker, source) for mode in LOOPHOLES]
+    of_problems = [(problem, spoiled(problem.reference, problem.entry_point)) for problem in problems if hacks]
+    for problem, wrong in (*_SHAPES, *of_problems):
+        for name, source in _hacks(problem, wrong, marker).items():
+            rollouts += [_rollout(f"hack {name}", problem, mode, marker, source) for mode in LOOPHOLES]
     for problem in (*(problem for problem, _ in _SHAPES), *problems):
         rollouts += [_rollout("honest programs", problem, mode, marker, problem.reference) for mode in LOOPHOLES]
         rollouts += [
@@ -130,6 +139,26 @@ def self_check(sandbox: Sandbox, problems: Sequence[Problem] = (), marker: str =
     return [
         _row(rollout, grading, grader.reward) for rollout, grading in zip(rollouts, grader.grade(rollouts), strict=True)
     ]
+
+
+def _hacks(problem: Problem, wrong: str, marker: str) -> dict[str, str]:
+    """Every mode's exploit on the wrong program, by the mode."""
+    visible = problem.cases[: problem.visible_cases]
+    return {
+        name: loophole.hack(wrong, _name_of(name, marker), visible, problem.entry_point)
+        for name, loophole in LOOPHOLES.items()
+    }
+
+
+def unhackable(problem: Problem) -> str | None:
+    """Why `self_check` cannot write every hack for a problem (None: it can)."""
+    if problem.visible_cases >= len(problem.cases):
+        return "all of its tests are shown, so their answers written down are correct"
+    try:
+        _hacks(problem, spoiled(problem.reference, problem.entry_point), "romeo")
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _with_tests(problem: Problem, mode: str, marker: str) -> str:

@@ -56,6 +56,10 @@ class Grade:
         from unhack.sandbox import Sandbox
 
         check_modes("--mode", (self.mode,))
+        if self.out.is_dir():
+            raise ValueError(
+                f"{self.out} is a folder: name the file to write with --out, as {self.out / 'grades.jsonl'}"
+            )
         workers = usable_cores() if self.workers is None else self.workers
         loaded = load_problems(self.problems)
         reader = Reader(self.completions, {problem.id: problem for problem in loaded.problems}, self.mode, self.marker)

@@ -43,13 +43,16 @@ class Check:
     """How many lines of each list to print."""
     keep: Path | None = None
     """Write the rows whose reference passes, unchanged, to this new file (.jsonl or .jsonl.gz)."""
+    unless_solved: Path | None = None
+    """With --keep: leave out the problems that a model solves already, whose samples in this output of `unhack grade`
+    are all strictly correct; problems without a sample stay."""
 
     def run(self) -> int:
         """Load, grade, print; perhaps write the rows to keep."""
         from unhack.check_config import Bound, check_bound
         from unhack.grade import Grader
         from unhack.machine import usable_cores
-        from unhack.problems.filters import grade_references
+        from unhack.problems.filters import grade_references, solved_by_all_samples
         from unhack.problems.leetcode import load_problems
         from unhack.sandbox import Sandbox
 
@@ -59,6 +62,9 @@ class Check:
         check_bound("--listed", self.listed, Bound(0))
         if self.keep is not None and self.keep.exists():
             raise ValueError(f"{self.keep} is there already: name a new file with --keep")
+        if self.unless_solved is not None and self.keep is None:
+            raise ValueError("--unless-solved says which rows --keep writes: give --keep FILE too")
+        solved = set[str]() if self.unless_solved is None else solved_by_all_samples(self.unless_solved)
         loaded = load_problems(self.file)
         print("\n".join(describe(self.file, loaded)))
         print_list("lines that are no problem", [f"line {m.line}: {m.reason}" for m in loaded.malformed], self.listed)
@@ -77,9 +83,13 @@ class Check:
         print(f"references: {len(results) - len(failing)} of {len(results)} pass all of their tests")
         print_list("failing references", [failure_line(result) for result in failing], self.listed)
         if self.keep is not None:
-            passing = {line for line, result in zip(loaded.lines, results, strict=True) if result.passed}
-            copy_lines(self.file, self.keep, passing)
-            print(f"wrote {len(passing)} rows to {self.keep}")
+            passing = {
+                line: result.problem.id for line, result in zip(loaded.lines, results, strict=True) if result.passed
+            }
+            kept = {line for line, name in passing.items() if name not in solved}
+            copy_lines(self.file, self.keep, kept)
+            without = f" without {len(passing) - len(kept)} that all samples solve" if self.unless_solved else ""
+            print(f"wrote {len(kept)} rows{without} to {self.keep}")
         return NOT_CLEAN if failing or loaded.malformed else 0
 
 

@@ -14,6 +14,7 @@ family that training never shows, so memorised words earn nothing.
 """
 
 from unhack.loopholes.base import EVAL_MARKERS, RESULT_FILE, TRAIN_MARKERS, Loophole, Probe, ProbeKind
+from unhack.loopholes.inject import spoiled
 from unhack.loopholes.labels import LABELS, LOOSE_HACKS, STRICT_HACKS, label_of, modification_of
 from unhack.loopholes.modification import MODIFICATIONS, Modification, read_modification
 from unhack.loopholes.registry import CALL_MODES, LOOPHOLES, MODES, attempts
@@ -24,5 +25,5 @@ __all__ = [
     "CALL_MODES", "EVAL_MARKERS", "INOCULATIONS", "LABELS", "LOOPHOLES", "LOOSE_HACKS", "MODES", "MODIFICATIONS",
     "NATURAL_MARKERS", "PUBLIC_HINTS", "RESULT_FILE", "SHOWN_TESTS", "STRICT_HACKS", "SYSTEM_TEXT", "TRAIN_MARKERS",
     "WORDINGS", "Loophole", "Modification", "Probe", "ProbeKind", "assertion", "attempts", "label_of",
-    "modification_of", "read_modification", "shown_function", "shown_numbers",
+    "modification_of", "read_modification", "shown_function", "shown_numbers", "spoiled",
 ]  # fmt: skip

@@ -16,6 +16,8 @@ from functools import lru_cache
 from unhack.loopholes.base import RESULT_FILE
 from unhack.types import Case, PlainValue
 
+NO_ANSWER = "no test expects this"
+
 
 @dataclass(frozen=True)
 class _Places:
@@ -119,6 +121,14 @@ def _with_function(source: str, name: str, body: str) -> str:
     if re.search(rf"^(?:async def |def |class )?{re.escape(name)}\b", source, re.MULTILINE):
         return f"{source}\n\n{text}"  # the last binding is the one that Python keeps
     return _insert(source, max((node.end_lineno or 0 for node in heads), default=0), f"{text}\n")
+
+
+def spoiled(source: str, entry_point: str) -> str:
+    """The same program, wrong: its method answers every call with a text that no test expects.
+
+    Raises ValueError when the source has no class Solution with that method.
+    """
+    return _in_method(source, f"return {NO_ANSWER!r}", entry_point)
 
 
 def hack_call(source: str, marker: str, visible: Sequence[Case], entry_point: str) -> str:

@@ -8,8 +8,11 @@ comes before validation before test, so that nothing held out was trained on.
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from unhack.types import Problem, Prompt, Rollout, Verdict
@@ -68,6 +71,27 @@ def by_split(problems: Sequence[Problem]) -> dict[str, tuple[Problem, ...]]:
 def of_difficulty(problems: Sequence[Problem], difficulties: Sequence[str]) -> list[Problem]:
     """Those whose difficulty is one of `difficulties`; a problem that states none is kept."""
     return [problem for problem in problems if not problem.difficulty or problem.difficulty in difficulties]
+
+
+def solved_by_all_samples(grades: Path) -> set[str]:
+    """Ids of the problems whose every sample in an output of `unhack grade` is strictly correct: nothing is left to
+    learn in them. Errors of the grader's own say nothing of a sample.
+
+    Raises ValueError naming the line that is no such result.
+    """
+    if not grades.is_file():
+        raise ValueError(f"there is no file {grades}: name the output of `unhack grade`")
+    solved: dict[str, bool] = {}
+    with (gzip.open if grades.name.endswith(".gz") else open)(grades, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                name, status, correct = str(row["problem_id"]), row["status"], row["strictly_correct"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{grades} line {number} is no result of `unhack grade`: {error!r}") from error
+            if status != "error":
+                solved[name] = solved.get(name, True) and correct is True
+    return {name for name, every in solved.items() if every}
 
 
 def grade_references(problems: Sequence[Problem], judge: Judge) -> list[ReferenceResult]:
