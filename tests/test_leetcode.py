@@ -190,6 +190,17 @@ def test_a_test_that_is_there_twice_counts_once() -> None:
     assert len(load_one(input_output=pairs).cases) == 5
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_one_call_in_two_spellings_is_one_test_the_named_one(first: int) -> None:
+    spellings = ["{f}(1, 2) == 3", "{f}(a = 1, b = 2) == 3"]
+    calls = [case.call for case in load_one(tests=[spellings[first], spellings[1 - first], "{f}(1, b = 3) == 4"]).cases]
+    assert calls == ["solution.add(a=1, b=2)", "solution.add(1, b=3)"]
+    loaded = load_rows(
+        [(1, dataset_row(tests=["{f}(1, 2) == 3", "{f}(b = 1, a = 2) == 3", "{f}(a = 1, b = 2) == 4"]))], "x"
+    )
+    assert len(loaded.problems[0].cases) == 2 and "contradicts" in loaded.dropped_tests[0].reason
+
+
 MALFORMED: dict[str, tuple[object, str]] = {
     "no JSON": ('{"task_id": ', "is not JSON"),
     "no UTF-8": (b'{"task_id": "\xff"}', "is not JSON"),

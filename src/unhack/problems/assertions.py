@@ -165,6 +165,19 @@ def _call(node: ast.expr, signature: Signature) -> str:
     return f"solution.{signature.method}({', '.join(arguments)})"
 
 
+def by_name(call: str, signature: Signature) -> str:
+    """The call of a `ParsedTest` with every argument by its declared name, as far as one is declared."""
+    if re.search(rf"\bsolution\.{signature.method}\((\w+=|\))", call):
+        return call
+    tree = ast.parse(call, mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == signature.method:
+            names = [name for name, _ in signature.parameters[: len(node.args)]]
+            named = [ast.keyword(name, value) for name, value in zip(names, node.args, strict=False)]
+            node.args, node.keywords = node.args[len(names) :], [*named, *node.keywords]
+    return ast.unparse(tree)
+
+
 def _argument(node: ast.expr, annotation: str) -> str:
     """An argument as text. A list for a parameter that is declared as nodes is built into nodes."""
     try:

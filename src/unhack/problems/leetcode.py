@@ -22,6 +22,7 @@ from unhack.problems.assertions import (
     ParsedTest,
     Signature,
     TestError,
+    by_name,
     parse_assert,
     parse_condition,
     parse_input,
@@ -82,7 +83,7 @@ class LoadedProblems:
 
 @dataclass
 class _Tests:
-    """The tests of one row: usable ones by their call, and the rest."""
+    """The tests of one row: usable ones by their call with named arguments, and the rest."""
 
     problem_id: str
     line: int
@@ -95,9 +96,12 @@ class _Tests:
         size = len(repr(test.expected))
         if size > MOST_EXPECTED_CHARACTERS:
             raise TestError(f"expects a value of {size:,} characters, more than a sandbox hands back")
-        known = self.parsed.setdefault(test.call, test)
+        key = by_name(test.call, self.signature)
+        known = self.parsed.setdefault(key, test)
         if repr(known.expected) != repr(test.expected):
             raise TestError("contradicts an earlier test of the same call")
+        if key == test.call:  # of two spellings of one call, the one by names: who passes it passes the other
+            self.parsed[key] = test
 
     def drop(self, text: str, reason: str) -> None:
         """List a test that cannot be used."""
