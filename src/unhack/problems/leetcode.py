@@ -186,19 +186,9 @@ def _of_leetcode_dataset(row: Mapping[str, Any], line: int, source: str) -> tupl
     _read_check(text_field(row, "test", ""), tests)
     _read_pairs(row.get("input_output") or [], tests)
     question_id = number_field(facts, "question_id")
-    return Problem(
-        id=tests.problem_id,
-        statement=_clean(statement),
-        entry_point=signature.method,
-        cases=(),
-        reference=reference,
-        split=split_of_id(question_id),
-        starter_code=starter.rstrip(),
-        setup_code=text_field(row, "prompt", ""),
-        difficulty=text_field(facts, "difficulty", "").lower(),
-        source=source,
-        question_id=question_id,
-    ), tests
+    shared = _shared(tests, statement, reference, starter, question_id, source)
+    difficulty = text_field(facts, "difficulty", "").lower()
+    return replace(shared, setup_code=text_field(row, "prompt", ""), difficulty=difficulty), tests
 
 
 def _of_rl_rewardhacking(row: Mapping[str, Any], line: int, source: str) -> tuple[Problem, _Tests]:
@@ -218,20 +208,27 @@ def _of_rl_rewardhacking(row: Mapping[str, Any], line: int, source: str) -> tupl
     for text in asserts:
         _read_assert(text, tests)
     question_id = row["id"] if isinstance(row["id"], int) else None
+    shared = _shared(tests, body[1] if body else question, reference, starter, question_id, source)
+    difficulty = text_field(row, "difficulty", "").lower()
+    system, setup = text_field(messages, "system", ""), text_field(row, "setup_code", "")
+    return replace(shared, setup_code=setup, difficulty=difficulty, system=system), tests
+
+
+def _shared(
+    tests: _Tests, statement: str, reference: str, starter: str, question_id: int | None, source: str
+) -> Problem:
+    """What both schemas have, still without its tests."""
     return Problem(
         id=tests.problem_id,
-        statement=_clean(body[1] if body else question),
-        entry_point=signature.method,
+        statement=_clean(statement),
+        entry_point=tests.signature.method,
         cases=(),
         reference=reference,
         split=split_of_id(question_id),
         starter_code=starter.rstrip(),
-        setup_code=text_field(row, "setup_code", ""),
-        difficulty=text_field(row, "difficulty", "").lower(),
         source=source,
         question_id=question_id,
-        system=text_field(messages, "system", ""),
-    ), tests
+    )
 
 
 _READERS = {LEETCODE_DATASET: _of_leetcode_dataset, RL_REWARDHACKING: _of_rl_rewardhacking}
