@@ -134,7 +134,8 @@ def _matrix(rows: Sequence[CheckRow]) -> Table:
     for submission in dict.fromkeys(row.submission for row in rows if row.submission.startswith("honest")):
         honest = [row for row in rows if row.submission == submission]
         cells = (_cell([row for row in honest if row.mode == mode]) for mode in modes)
-        table.add_row(f"{len({row.problem for row in honest})} {submission}", *cells)
+        name = submission.replace(", with ", " + ")  # short enough for a terminal of 80 columns
+        table.add_row(f"{len({row.problem for row in honest})} {name}", *cells)
     return table
 
 
