@@ -141,6 +141,11 @@ BAD = [
     (row(1, mode=["none"]), "there is no mode ['none']"),
     (row(1, mode="sentinel"), "mode sentinel needs the word that its prompt named: give 'marker'"),
     (row(1, mode="run_tests", marker=3), "'marker' is not a string"),
+    *(
+        (row(1, mode=mode, marker=marker), "'marker' is " + ascii(marker)[1:-1] + ", which no program can define")
+        for mode in ("run_tests", "sentinel")
+        for marker in ("a b(*", "1f", "class", "\n", "Solution")
+    ),
     (row(1, mode="run_tests", marker="a" * 201), "'marker' is not a string of at most 200"),
     ('{"id": 1, "problem_id": "same", "text": "\udcff"}', "not JSON: 'utf-8' codec can't decode"),
 ]
@@ -322,9 +327,9 @@ def test_the_exit_status_is_0_only_when_every_row_was_graded(
     assert "n = 3: 1 passed, 2 failed, 0 error" in said.out
     execute = _Worker.execute
 
-    def killing(worker: _Worker, request: bytes) -> tuple[dict[str, Any], bytes]:
+    def killing(worker: _Worker, request: tuple[bytes, bytes]) -> tuple[dict[str, Any], bytes]:
         worker.ready()
-        if b"POISON" in request:
+        if b"POISON" in request[1]:
             os.kill(worker.process.pid, signal.SIGKILL)
         return execute(worker, request)
 

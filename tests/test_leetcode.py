@@ -201,6 +201,15 @@ def test_one_call_in_two_spellings_is_one_test_the_named_one(first: int) -> None
     assert len(loaded.problems[0].cases) == 2 and "contradicts" in loaded.dropped_tests[0].reason
 
 
+@pytest.mark.parametrize("deep", ["-" * 700 + "1", "1+" * 700 + "1", "[" * 150 + "1" + "]" * 150])
+def test_a_test_nested_too_deep_is_dropped_by_itself(deep: str) -> None:
+    tests = [*ADD_ASSERTS, f"{{f}}(a = {deep}, b = 1) == 1", f"{{f}}(a = 1, b = 1) == {deep}"]
+    pairs = [{"input": "a = 3, b = 3", "output": deep}, {"input": f"a = {deep}, b = 3", "output": "6"}]
+    for row, most in ((dataset_row(tests=tests, input_output=pairs), 4), (benchmark_row(tests=tests), 2)):
+        loaded = load_rows([(1, row), (2, row | {"task_id": "next", "id": 8})], "here")
+        assert len(loaded.problems) == 2 and len(loaded.problems[0].cases) + len(loaded.dropped_tests) // 2 == 4 + most
+
+
 MALFORMED: dict[str, tuple[object, str]] = {
     "no JSON": ('{"task_id": ', "is not JSON"),
     "no UTF-8": (b'{"task_id": "\xff"}', "is not JSON"),
@@ -215,6 +224,7 @@ MALFORMED: dict[str, tuple[object, str]] = {
     "a bad number": (dataset_row("other", question_id=[1]), "question_id is list"),  # type: ignore[arg-type]
     "bad pairs": (dataset_row("other", input_output={}) | {"input_output": {"a": 1}}, "input_output is dict"),
     "a class to design": (dataset_row("lru", entry_point="LRUCache"), "'LRUCache' is no method of Solution"),
+    "a keyword for a method": (dataset_row("def", entry_point="Solution().def"), "'Solution().def' is no method of"),
     "the other schema": (benchmark_row(), "is of schema rl_rewardhacking, but the rows before it"),
     "no usable test": (dataset_row("none", tests=["{f}(a = 1, b = 1) < 3"]), "no usable test (1 were dropped)"),
     "no reference": (dataset_row("blank") | {"completion": " "}, "has no reference"),

@@ -165,7 +165,7 @@ def test_preparation_runs_no_code_of_a_problem_but_imports_of_loaded_modules(cap
             "from math import pi\nimport chunk",
             "def f(:",
         )
-        jobs = [prepare({"source": "", "setup": text, "calls": ["print('ran')"], "probe": None}) for text in texts]
+        jobs = [prepare({"setup": text, "calls": ["print('ran')"], "probe": None}, b"") for text in texts]
         assert [set(job.names) & {"math", "pi", "wave", "chunk"} for job in jobs] == [{"math"}, set(), {"pi"}, set()]
         assert isinstance(jobs[3].setup, str) and prepare.setup.cache_info().currsize == 2
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import keyword
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Reader:
         if line is None:
             return BadRow(number, f"the line is longer than {LARGEST_LINE_BYTES // 2**20} MiB")
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except (ValueError, RecursionError) as error:
             return BadRow(number, f"not JSON: {_printable(str(error))}")
         if not isinstance(row, dict):
@@ -100,7 +101,17 @@ class Reader:
             marker = PINNED_NAME
         if LOOPHOLES[mode].train_markers and not marker:
             return BadRow(number, f"mode {mode} needs the word that its prompt named: give 'marker' (or --marker)")
+        if mode in NAMING_MODES and not _is_name(marker):
+            return BadRow(number, f"'marker' is {_printable(marker)}, which no program can define under mode {mode}")
         return Completion(number, row["id"], row["problem_id"], problem, mode, marker, row["text"])
+
+
+NAMING_MODES = (*CALL_MODES, "sentinel")
+"""Modes whose marker is the name of a function or an attribute."""
+
+
+def _is_name(marker: str) -> bool:
+    return marker.isidentifier() and not keyword.iskeyword(marker) and marker not in ("Solution", "solution")
 
 
 _KEYS: dict[str, tuple[type, ...]] = {"id": (str, int), "problem_id": (str, int), "text": (str,)}

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from unhack.audit.canaries import Canaries, texts
-from unhack.audit.corpus import ALWAYS, MARKER, Program, problem_of_kind
+from unhack.audit.corpus import ALWAYS, MARKER, Program, problem_of_kind, right_program
 from unhack.grade import Grader, Grading
 from unhack.sandbox import Execution, Job, Sandbox
 from unhack.types import Prompt, Rollout
@@ -152,10 +152,16 @@ class _Battery:
         self.canaries.clear()
         self.__enter__()
 
-    def _rollout(self, program: Program) -> Rollout:
+    def _rollout(self, program: Program, text: str | None = None) -> Rollout:
         problem = problem_of_kind(program.kind, self.canaries.setup_code())
         prompt = Prompt(problem, program.mode, MARKER, "", ())
-        return Rollout(program.name, 0, prompt, (), (), program.completion(), True)
+        return Rollout(program.name, 0, prompt, (), (), program.completion() if text is None else text, True)
+
+    def _grade_right(self, program: Program, number: int) -> None:
+        """Leave the answers wherever a right program leaves them."""
+        source = right_program(program.kind, number)
+        verdict = self.grader.verdicts([self._rollout(program, f"```python\n{source}```")])[0]
+        assert verdict.strictly_correct, f"{program.name}: the right program before it is {verdict.reason}"
 
     def together(self, programs: Sequence[Program]) -> list[Outcome]:
         """Several at once, one per worker. What they did to the machine cannot be told apart: see `failed`."""
@@ -164,8 +170,10 @@ class _Battery:
         raised: list[str] = []
         gradings: list[tuple[Grading, Execution]] = []
         rollouts = [self._rollout(program) for program in programs]
-        for _ in range(max(program.runs for program in programs)):
+        for number in range(max(program.runs for program in programs)):
             try:
+                if programs[0].after_right:
+                    self._grade_right(programs[0], number)
                 gradings = list(zip(self.grader.grade(rollouts), self.sandbox.executions, strict=True))
             except Exception as error:  # the trusted side must survive whatever a child does
                 raised.append(f"made the grader raise {type(error).__name__}")
@@ -252,8 +260,8 @@ def audit(
 
 def _batches(programs: Sequence[Program], workers: int) -> Iterator[list[Program]]:
     """One program per worker; those that look for what an earlier grade left go alone."""
-    single = [program for program in programs if program.runs > 1]
-    many = [program for program in programs if program.runs == 1]
+    single = [program for program in programs if program.runs > 1 or program.after_right]
+    many = [program for program in programs if not (program.runs > 1 or program.after_right)]
     for start in range(0, len(many), workers):
         yield many[start : start + workers]
     for program in single:

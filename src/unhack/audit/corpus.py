@@ -50,7 +50,8 @@ _EXPECT = re.compile(r"(passed|failed) \(([a-z_, ]+)\)")
 class Program:
     """One program of the corpus. `layers`: any one of them is enough to stop it; `reasons`: the allowed ones.
 
-    `text` is a completion when `raw`, else the program itself; `runs` times it is graded in a row on one worker.
+    `text` is a completion when `raw`, else the program itself; `runs` times it is graded in a row on one worker, with
+    `after_right` after a right program each time.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Program:
     mode: str = "none"
     runs: int = 1
     raw: bool = False
+    after_right: bool = False
 
     @property
     def honest(self) -> bool:
@@ -116,7 +118,7 @@ def _program(where: str, family: str, head: str, prelude: str, body: str) -> Pro
     if len(parts) < 4:
         raise ValueError(f"{where}: the line must read `# %% name | description | layer: … | expect: …`")
     options = {name.strip(): value.strip() for name, _, value in (part.partition(":") for part in parts[2:])}
-    unknown = set(options) - {"layer", "expect", "problem", "mode", "runs", "repeat", "raw", "escaped"}
+    unknown = set(options) - {"layer", "expect", "problem", "mode", "runs", "repeat", "raw", "escaped", "after"}
     expected = _EXPECT.fullmatch(options.get("expect", ""))
     if unknown or expected is None or not options.get("layer") or not parts[0].isidentifier() or not parts[1]:
         raise ValueError(
@@ -126,6 +128,8 @@ def _program(where: str, family: str, head: str, prelude: str, body: str) -> Pro
     if "timeout" in reasons:
         reasons |= {"timeout_wall"}  # on a machine so busy that the wall ceiling is reached before the CPU budget
     kind, mode = options.get("problem", "int"), options.get("mode", "none")
+    if options.get("after", "right") != "right":
+        raise ValueError(f"{where}: after: right, or nothing")
     if reasons - VERDICT_REASONS or kind not in _KINDS or mode not in MODES:
         raise ValueError(f"{where}: unknown among {sorted(reasons - VERDICT_REASONS)}, problem {kind!r}, mode {mode!r}")
     raw = "raw" in options
@@ -146,12 +150,20 @@ def _program(where: str, family: str, head: str, prelude: str, body: str) -> Pro
         mode=mode,
         runs=int(options.get("runs", 1)),
         raw=raw,
+        after_right="after" in options,
     )
 
 
 def _resolve(text: str) -> str:
     """Backslash escapes resolved; everything else, also beyond Latin-1, stays as it is."""
     return re.sub(r"\\(?:x..|u....|[rn0\\])", lambda match: codecs.decode(match.group(), "unicode_escape"), text)
+
+
+def right_program(kind: str, number: int) -> str:
+    """A program that passes the problem of this kind; another text for every number, since equal ones run once."""
+    answers = {repr(xs): repr(_KINDS[kind](xs)) for xs in _ARGUMENTS}
+    lines = [f"        if repr(xs) == {xs!r}:\n            return {answer}\n" for xs, answer in answers.items()]
+    return f"# {number}\nclass Solution:\n    def solve(self, xs):\n{''.join(lines)}"
 
 
 def problem_of_kind(kind: str, setup: str = "") -> Problem:

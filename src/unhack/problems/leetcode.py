@@ -12,9 +12,11 @@ be used is listed with its line number. Nothing of a row is evaluated here (`ass
 from __future__ import annotations
 
 import ast
+import keyword
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,15 @@ from unhack.problems.rows import (
     schema_of,
     text_field,
 )
+from unhack.problems.tolerance import tolerance_of
 from unhack.types import Case, PlainValue, Problem
 
 MOST_VISIBLE = 3
 LONG_TEST_CHARACTERS = 300  # tests beyond are never among the first, which a prompt may show
 LONGEST_SHOWN_TEXT = 300
 MOST_EXPECTED_CHARACTERS = 1_000_000
-EXACT_FLOAT_TOLERANCE = 1e-9
 _ENTRY_POINT = re.compile(r"Solution\(\)\.([A-Za-z_]\w*)")
 _EXAMPLE_INPUT = re.compile(r"^\W*Input\W*?:\W*?(\w+ *=.*)$", re.MULTILINE)
-_WITHIN = re.compile(r"within 10\s*\^?\{?-\s*(\d)\}?")
 _QUESTION = re.compile(r"PROBLEM:\n(.*?)\n+Your solution to the problem should be", re.DOTALL)
 
 
@@ -103,6 +104,15 @@ class _Tests:
         if key == test.call:  # of two spellings of one call, the one by names: who passes it passes the other
             self.parsed[key] = test
 
+    def read(self, parse: Callable[[], ParsedTest], shown: Callable[[], str]) -> None:
+        """Keep the test that `parse` makes, or list it as `shown` with the reason."""
+        try:
+            self.add(parse())
+        except TestError as error:
+            self.drop(shown(), str(error))
+        except RecursionError:
+            self.drop("not shown", "is nested too deep to be read")
+
     def drop(self, text: str, reason: str) -> None:
         """List a test that cannot be used."""
         short = text if len(text) <= LONGEST_SHOWN_TEXT else f"{text[: LONGEST_SHOWN_TEXT - 3]}..."
@@ -135,6 +145,8 @@ def load_rows(rows: Iterable[tuple[int, Mapping[str, Any] | RowError]], source: 
                 raise RowError(f"the id {problem.id!r} is that of line {lines_of[problem.id]} too")
         except RowError as error:
             malformed.append(MalformedRow(line, str(error)))
+        except RecursionError:
+            malformed.append(MalformedRow(line, "is nested too deep to be read"))
         else:
             lines_of[problem.id] = line
             problems.append(problem)
@@ -147,7 +159,7 @@ def _signature(entry_point: str, starter: str, reference: str) -> Signature:
     Classes to be designed and bare functions are refused by name.
     """
     match = _ENTRY_POINT.fullmatch(entry_point.strip())
-    if match is None:
+    if match is None or keyword.iskeyword(match[1]):
         raise RowError(f"entry point {entry_point!r} is no method of Solution: only problems of one method can be used")
     # The reference first: it always parses, and starters have misprints. A starter usually ends with a colon.
     for code in (reference, f"{starter.rstrip()} pass", starter):
@@ -253,21 +265,22 @@ def _read_check(text: str, tests: _Tests) -> None:
         return
     for function in body:
         for statement in function.body if isinstance(function, ast.FunctionDef) else [function]:
-            try:
-                if not isinstance(statement, ast.Assert):
-                    raise TestError("is no assert")
-                tests.add(parse_condition(statement.test, tests.signature))
-            except TestError as error:
-                tests.drop(ast.unparse(statement), str(error))
+            tests.read(partial(_asserted, statement, tests.signature), partial(ast.unparse, statement))
+
+
+def _asserted(statement: ast.stmt, signature: Signature) -> ParsedTest:
+    if not isinstance(statement, ast.Assert):
+        raise TestError("is no assert")
+    return parse_condition(statement.test, signature)
 
 
 def _read_assert(text: PlainValue, tests: _Tests) -> None:
-    try:
+    def parse() -> ParsedTest:
         if not isinstance(text, str):
             raise TestError(f"is {type(text).__name__}, not a text")
-        tests.add(parse_assert(text, tests.signature))
-    except TestError as error:
-        tests.drop(str(text), str(error))
+        return parse_assert(text, tests.signature)
+
+    tests.read(parse, lambda: str(text))
 
 
 def _read_pairs(pairs: PlainValue, tests: _Tests) -> None:
@@ -275,12 +288,13 @@ def _read_pairs(pairs: PlainValue, tests: _Tests) -> None:
         raise RowError(f"input_output is {type(pairs).__name__}, not a list")
     for pair in pairs:
         given, output = (pair.get("input"), pair.get("output")) if isinstance(pair, dict) else (None, None)
-        try:
-            if not isinstance(given, str) or not isinstance(output, str):
-                raise TestError("has no input and output texts")
-            tests.add(parse_pair(given, output, tests.signature))
-        except TestError as error:
-            tests.drop(f"{given} -> {output}", str(error))
+        tests.read(partial(_paired, given, output, tests.signature), partial("{} -> {}".format, given, output))
+
+
+def _paired(given: PlainValue, output: PlainValue, signature: Signature) -> ParsedTest:
+    if not isinstance(given, str) or not isinstance(output, str):
+        raise TestError("has no input and output texts")
+    return parse_pair(given, output, signature)
 
 
 def _with_tests(problem: Problem, tests: _Tests) -> Problem:
@@ -298,22 +312,8 @@ def _with_tests(problem: Problem, tests: _Tests) -> Problem:
         cases=tuple(Case(test.call, test.expected) for test in parsed),
         setup_code=setup_with_nodes(problem.setup_code, [test.call for test in parsed]),
         visible_cases=min(max(shown, 1), MOST_VISIBLE, len(parsed)),
-        float_tolerance=_tolerance(problem.statement, parsed),
+        float_tolerance=tolerance_of(problem.statement, parsed),
     )
-
-
-def _tolerance(statement: str, tests: list[ParsedTest]) -> float | None:
-    """The largest of the asserts' own tolerances and the one that the statement grants ("within 10-5").
-
-    Where floats are expected and neither says anything, 1e-9: sums may be in another order, and an int may stand for
-    a float, as `==` of the public files has it.
-    """
-    stated = [test.tolerance for test in tests if test.tolerance is not None]
-    if not any(_has_float(test.expected) for test in tests):
-        return max(stated, default=None)
-    within = _WITHIN.search(statement)
-    granted: list[float] = [] if within is None else [10.0 ** -int(within[1])]
-    return max([*stated, *granted], default=EXACT_FLOAT_TOLERANCE)
 
 
 def _is_long(test: ParsedTest) -> bool:
@@ -329,14 +329,3 @@ def _example_calls(statement: str, signature: Signature) -> set[str]:
         except TestError:  # an input in words: no test is recognised by it
             continue
     return calls
-
-
-def _has_float(value: PlainValue) -> bool:
-    rest = [value]
-    while rest:
-        item = rest.pop()
-        if isinstance(item, float):
-            return True
-        if isinstance(item, list | tuple):
-            rest.extend(item)
-    return False

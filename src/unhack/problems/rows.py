@@ -5,6 +5,7 @@ A row that cannot be used is a `RowError` whose message is the reason; it never 
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
@@ -36,7 +37,7 @@ def rows_of(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | RowError]]:
 
 def _row_of(data: bytes) -> Mapping[str, Any] | RowError:
     try:
-        row = json.loads(data)
+        row = json.loads(data.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError) as error:  # of UTF-8, of JSON, or an int that is too long
         return RowError(f"is not JSON: {error}")
     return row if isinstance(row, dict) else RowError(f"is a JSON {type(row).__name__}, not an object")

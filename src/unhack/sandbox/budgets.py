@@ -12,15 +12,19 @@ import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 waiting = importlib.import_module("waiting")  # a neighbour by folder, as in zygote.py
 
 NAPS = 4  # sleeping cases that one job may have: each may sleep for wall_s / 4
 LOOKS = 4  # looks per budget of a case, or per nap
 SHORTEST_LOOK_S = 0.01
-# Of the ceiling. Only other load makes a program wait for a processor without using one; the filter lets it change no
-# priority.
-STARVED_FRAC = 0.5
+STARVED_FRAC = 0.5  # of the ceiling: waiting for a processor for longer is the machine's fault, unless it was asked for
+# A program waits for a processor without using one when others have it, and when it gives its own away: by sleeping for
+# an instant (a voluntary switch each), or by yielding (an involuntary one, after next to no time). The filter forbids
+# yielding and lower priorities; these bounds hold without it. What is preempted runs for a millisecond or more first.
+FREE_SWITCHES, FREE_SWITCHES_PER_S = 50, 1.0
+LEAST_SLICE_S = 0.0005
 IDLE_FRAC = 0.01  # less CPU than this share of the time between two looks is sleep
 
 
@@ -35,11 +39,26 @@ class Budget:
     used_cpu_s: float = 0.0
     slept_s: float = 0.0
     queued_s: float = 0.0  # ready to run without a processor, in processes that ended
+    voluntary: int = 0  # times that processes that ended gave their processor away, and
+    involuntary: int = 0  # times that it was taken from them
+    ended_cpu_s: float = 0.0  # CPU seconds of the same processes
     started: float = field(default_factory=time.monotonic)
 
     def left_s(self) -> float:
         """CPU seconds left."""
         return self.cpu_s - self.used_cpu_s
+
+    def add_switches(self, usage: Any) -> None:
+        """Count in what `wait4` says of a process that ended."""
+        self.voluntary += usage.ru_nvcsw
+        self.involuntary += usage.ru_nivcsw
+        self.ended_cpu_s += usage.ru_utime + usage.ru_stime
+
+    def waits_were_forced(self) -> bool:
+        """Whether this job's processes waited for a processor because others had it, not because they gave it away."""
+        wall_s = time.monotonic() - self.started
+        few_given = self.voluntary <= FREE_SWITCHES + FREE_SWITCHES_PER_S * wall_s
+        return few_given and self.ended_cpu_s >= LEAST_SLICE_S * (self.involuntary - FREE_SWITCHES)
 
     def spent(self) -> bool:
         """Whether no further process may be started."""

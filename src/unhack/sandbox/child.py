@@ -235,7 +235,7 @@ def _evaluate(job: Any, record: Record, start: int, case_timer_s: float) -> None
         return record.word("setup", _name(error))
     before = names.get(argument, _MISSING)
     try:
-        code = _compiled(job.source, "<submission>")
+        code = _compiled(text_of(job.source, job.source_bytes), "<submission>")
     except BaseException as error:
         return record.word("syntax", _name(error))
     record.write(LOADED[:13])
@@ -302,15 +302,20 @@ def _observe(kind: str, argument: str, names: dict[str, Any], before: Any, value
     return None
 
 
-def run_as_script(job: dict[str, str]) -> int:
+def text_of(source: Any, n_bytes: int) -> str:
+    """The submission's source. In the child only: see `zygote.py`."""
+    return str(source[:n_bytes], "utf-8", "surrogatepass")
+
+
+def run_as_script(setup: str, source: Any, n_bytes: int) -> int:
     """Exit status of the source run as a script with a failing assertion at its end, as an interpreter would give."""
     atexit._clear()
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     status = 1  # of the failing assertion
     try:
-        exec(compile(job["setup"], "<setup>", "exec", dont_inherit=True), module.__dict__)
-        exec(compile(job["source"], "<submission>", "exec", dont_inherit=True), module.__dict__)
+        exec(_compiled(setup, "<setup>"), module.__dict__)
+        exec(_compiled(text_of(source, n_bytes), "<submission>"), module.__dict__)
     except SystemExit as stop:
         code = stop.code
         status = 0 if code is None else code & 0xFF if isinstance(code, int) else 1

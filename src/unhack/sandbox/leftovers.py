@@ -8,6 +8,7 @@ import signal
 import stat
 import sys
 import time
+from typing import Any
 
 OUTPUT_BYTES = 64 * 2**10  # how much of stdout or of the result file a reading sees
 RESULT_FILE = "result.txt"
@@ -37,22 +38,24 @@ def output_file() -> int:
     return handle
 
 
-def output_text(handle: int) -> str:
-    """The start of what was written to `handle`."""
-    return os.pread(handle, OUTPUT_BYTES, 0).decode("utf-8", "replace")
+def read_output(handle: int, into: Any) -> int:
+    """Bytes of what was written to `handle` that are now at the start of the map `into`: the start, or all of it."""
+    os.lseek(handle, 0, os.SEEK_SET)
+    with memoryview(into) as view:
+        return os.readv(handle, [view])
 
 
-def result_text(folder: str, owner: int) -> str | None:
-    """The text of the child's result file; links, pipes and files of other owners do not count."""
+def read_result(folder: str, owner: int | None, into: Any) -> int | None:
+    """As `read_output`, of the child's result file; links, pipes and files of others than `owner` (None: this
+    process's user) do not count."""
     try:
         handle = os.open(f"{folder}/{RESULT_FILE}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != owner:
-            return None
-        return os.read(handle, OUTPUT_BYTES).decode("utf-8", "replace")
+        regular = stat.S_ISREG(status.st_mode) and status.st_uid == (os.getuid() if owner is None else owner)
+        return read_output(handle, into) if regular else None
     finally:
         os.close(handle)
 

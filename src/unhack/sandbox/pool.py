@@ -77,21 +77,21 @@ class _Worker:
         Raises WorkerDied, LayerUnavailable.
         """
         if self.report is None:
-            report = self._exchange(self.hello, START_S)[0]
+            report = self._exchange((self.hello, b""), START_S)[0]
             for name, reason in report.get("unavailable", {}).items():
                 raise LayerUnavailable(name, reason)
             self.report = report
         return self.report
 
-    def execute(self, request: bytes) -> tuple[dict[str, Any], bytes]:
+    def execute(self, request: tuple[bytes, bytes]) -> tuple[dict[str, Any], bytes]:
         """Send one job and wait for (header, record). Raises WorkerDied, LayerUnavailable."""
         self.ready()
         return self._exchange(request, self.answer_s)
 
-    def _exchange(self, request: bytes, timeout_s: float) -> tuple[dict[str, Any], bytes]:
+    def _exchange(self, request: tuple[bytes, bytes], timeout_s: float) -> tuple[dict[str, Any], bytes]:
         deadline = time.monotonic() + timeout_s
         try:
-            self._write(struct.pack("<I", len(request)) + request, deadline)
+            self._write(struct.pack("<II", *map(len, request)) + b"".join(request), deadline)
             head_bytes, body_bytes = struct.unpack("<II", self._read(8, deadline))
             if head_bytes + body_bytes > LARGEST_REPLY_BYTES:
                 raise WorkerDied

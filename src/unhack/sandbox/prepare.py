@@ -27,9 +27,13 @@ Code = types.CodeType | str
 
 @dataclass(frozen=True)
 class Prepared:
-    """One job, ready for its children: `names` hold the setup's imports already, `setup` is what is left of it."""
+    """One job, ready for its children: `names` hold the setup's imports already, `setup` is what is left of it.
 
-    source: str
+    `source`: bytes-like, in UTF-8; never decoded in the worker (see `zygote.py`).
+    """
+
+    source: Any
+    source_bytes: int
     names: dict[str, Any]
     setup: Code
     calls: tuple[Code, ...]
@@ -50,12 +54,13 @@ class Preparation:
         random.seed(0)  # every child starts with these: the same job must give the same bytes
         warnings.simplefilter("ignore")  # showing one imports modules, in every child anew
 
-    def __call__(self, job: dict[str, Any]) -> Prepared:
+    def __call__(self, job: dict[str, Any], source: Any) -> Prepared:
         """The job as `child.evaluate` takes it."""
         module, rest = self.setup(job["setup"])
         calls, probe = self.calls(tuple(job["calls"])), job["probe"]
         sys.modules[MODULE] = module
-        return Prepared(job["source"], module.__dict__, rest, calls, None if probe is None else tuple(probe))
+        n_bytes = job.get("source_bytes", len(source))
+        return Prepared(source, n_bytes, module.__dict__, rest, calls, None if probe is None else tuple(probe))
 
     def _setup(self, text: str) -> tuple[types.ModuleType, Code]:
         module = types.ModuleType(MODULE)

@@ -40,7 +40,7 @@ lstat statx mremap madvise rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsusp
 readv writev pread64 pwrite64 close_range set_robust_list get_robust_list rseq set_tid_address membarrier clock_getres
 clock_nanosleep nanosleep gettimeofday time times getrusage getitimer setitimer alarm getppid getpgid getpgrp getsid
 getuid geteuid getgid getegid getresuid getresgid getgroups capget uname sysinfo getcpu getrandom exit exit_group
-sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min
+sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min
 getpriority getrlimit setrlimit getcwd chdir fchdir access faccessat faccessat2 readlink readlinkat getdents
 getdents64 umask statfs fstatfs dup dup2 dup3 pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1
 epoll_ctl epoll_wait epoll_pwait eventfd2 recvfrom shutdown getsockname getpeername getsockopt wait4 waitid fsync

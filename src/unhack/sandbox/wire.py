@@ -89,10 +89,11 @@ def infra_error(level: int) -> Execution:
     return Execution("infra_error", (), None, 0.0, None, level, compiled=False)
 
 
-def encode_job(job: Job) -> bytes:
-    """The bytes that go to the worker: source, setup, calls and probe, nothing else."""
+def encode_job(job: Job) -> tuple[bytes, bytes]:
+    """What goes to the worker: setup, calls and probe, which it reads, and the source, which it does not."""
     probe = None if job.probe is None else [job.probe.kind, job.probe.argument]
-    return json.dumps({"source": job.source, "setup": job.setup, "calls": job.calls, "probe": probe}).encode()
+    head = json.dumps({"setup": job.setup, "calls": job.calls, "probe": probe}).encode()
+    return head, job.source.encode("utf-8", "surrogatepass")
 
 
 def decode(text: str) -> PlainValue:
@@ -240,7 +241,7 @@ def _lines(body: bytes, n_calls: int) -> list[Any]:
     if not text.endswith("\n"):
         raise ProtocolError("half a line")
     lines = decode("[" + text[:-1].replace("\n", ",") + "]")
-    if not isinstance(lines, list) or not all(type(line) is list for line in lines):
+    if not isinstance(lines, list) or len(lines) != text.count("\n") or not all(type(line) is list for line in lines):
         raise ProtocolError("not a line")
     return lines
 
@@ -255,8 +256,10 @@ _CALL_ENDS = {
 def to_execution(header: Mapping[str, Any], body: bytes, n_calls: int, cpu_limit_s: float, level: int) -> Execution:
     """Turn a worker's header and the record of its children (not trusted) into an Execution.
 
-    The header is the worker's own; one that does not fit its body raises ProtocolError (the worker is broken).
+    The header is the worker's own; one that does not fit its body raises ProtocolError (the worker is broken). The last
+    `observed_bytes` of the body, where the header has them, are what the program printed or wrote.
     """
+    body, observed = _observed(header, body)
     segments = _segments(header, body, n_calls)
     cpu_s, first = float(header["cpu_s"]), segments[0][0]
     results, records, reason = list[CaseResult](), list[_Record](), "ok"
@@ -282,9 +285,20 @@ def to_execution(header: Mapping[str, Any], body: bytes, n_calls: int, cpu_limit
         results += [CaseResult(error="NotReached")] * (n_calls - len(results))
     if reason == "ok" and any(result.error == "TooLarge" for result in results):
         reason = "output_limit"
-    observation = records[-1].observation if header["observation"] is None else header["observation"]
+    seen = header["observation"] if observed is None else observed
+    observation = records[-1].observation if seen is None else seen
     results = results if loaded else []
     return Execution(reason, tuple(results), observation, cpu_s, first["signal"], level, records[0].compiled)
+
+
+def _observed(header: Mapping[str, Any], body: bytes) -> tuple[bytes, str | None]:
+    """The record alone, and the text behind it."""
+    length = header.get("observed_bytes")
+    if length is None:
+        return body, None
+    if type(length) is not int or not 0 <= length <= len(body):
+        raise ProtocolError("more observed than there is")
+    return body[: len(body) - length], body[len(body) - length :].decode("utf-8", "replace")
 
 
 def _segments(header: Mapping[str, Any], body: bytes, n_calls: int) -> list[tuple[Mapping[str, Any], bytes]]:

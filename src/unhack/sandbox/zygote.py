@@ -1,10 +1,15 @@
 """The worker process: waits for jobs, forks one fresh child per submission, and reports what the child left behind.
 
 Started by `pool.py` as a script in a bare interpreter (no site, no environment, fixed hash seed); imports nothing of
-unhack, so that neither torch nor any expected value is ever in this process. Frames on the request pipe: 4-byte length
-and a JSON job; on the reply pipe: two 4-byte lengths, a JSON header and the child's raw record, which only the trusted
-side parses. The child writes its record into shared anonymous memory: no reader to wake per result, a hard size cap,
-and whatever was written before a kill is still there.
+unhack, so that neither torch nor any expected value is ever in this process. Frames on the request pipe: two 4-byte
+lengths, a JSON job and the submission's source; on the reply pipe: two 4-byte lengths, a JSON header and the child's
+raw record with what it printed or wrote behind it, which only the trusted side parses. The child writes its record
+into shared anonymous memory: no reader to wake per result, a hard size cap, and whatever was written before a kill is
+still there.
+
+**Nothing of a submission ever is on this process's heap**: not its source, its values, or its output. Memory that is
+freed is not wiped, every child gets a copy of this heap, and the values of a right submission are the answers. So they
+are read from pipes into maps of their own, looked at in place, written from there, and unmapped with the job.
 
 What the worker and its children may do is in `confinement.py`.
 """
@@ -88,8 +93,19 @@ class Zygote:
         self.jobs_done = 0
         self.spoiled = False  # something is left that could reach the next job
 
-    def execute(self, job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Run one job in fresh children; returns the header (how it ended) and the child's record."""
+    def serve(self, job: dict[str, Any], source: Any) -> None:
+        """Run one job and send its reply: the header (how it ended), the children's record, what was observed."""
+        # Maps of their own for each job: nothing that a job might leave behind could be read or written by another.
+        with mmap.mmap(-1, RECORD_BYTES) as record, private_map(leftovers.OUTPUT_BYTES) as seen:
+            header, n_bytes = self.execute(job, source, record, seen)
+            with memoryview(record) as view, memoryview(seen) as observed:
+                body = (view[child.HEAD_BYTES : child.HEAD_BYTES + n_bytes], observed[: header["observed_bytes"] or 0])
+                _write_reply(header, *body)
+                for part in body:
+                    part.release()
+
+    def execute(self, job: dict[str, Any], source: Any, record: Any, seen: Any) -> tuple[dict[str, Any], int]:
+        """Run one job in fresh children; returns the header and how many bytes of record they wrote."""
         self.jobs_done += 1
         folder = f"job-{self.jobs_done}"
         os.mkdir(folder, 0o700)
@@ -100,15 +116,16 @@ class Zygote:
         output = leftovers.output_file() if kind == "stdout" else None
         try:
             self.confined.open_folder(folder)
-            header, body = self._run_cases(self.prepare(job), folder, output)
+            header, n_bytes = self._run_cases(self.prepare(job, source), folder, output, record)
             if kind == "exit":
-                script = self._fork_and_wait(self._budget(), folder, None, lambda: child.run_as_script(job), lambda: 0)
+                work = functools.partial(child.run_as_script, job["setup"], source, job["source_bytes"])
+                script = self._fork_and_wait(self._budget(), folder, None, work, lambda: 0)
                 header["cpu_s"] += script["cpu_s"]
                 header["observation"] = script["exit_status"]
             elif kind == "stdout" and output is not None:
-                header["observation"] = leftovers.output_text(output)
+                header["observed_bytes"] = leftovers.read_output(output, seen)
             elif kind == "file":
-                header["observation"] = leftovers.result_text(folder, os.getuid() if self.uid is None else self.uid)
+                header["observed_bytes"] = leftovers.read_result(folder, self.uid, seen)
         finally:
             if output is not None:
                 os.close(output)
@@ -117,16 +134,13 @@ class Zygote:
                 leftovers.remove(folder, strangers=self.uid is None and not self.confined.active["landlock"])
             except OSError:  # what a submission spoils costs it this worker, never its verdict
                 self.spoiled = True
-        return header, body
+        return header, n_bytes
 
     def rehearse(self) -> None:
         """Run a harmless job in this process a few times: the interpreter rewrites code that runs often (and so copies
         its pages) here, once, and not in every child."""
-        source, calls = (
-            "class Solution:\n    def solve(self, x):\n        return x\n",
-            ["solution.solve([1, [2.5]])"] * 4,
-        )
-        job = prepare.Preparation(PRELOAD)({"source": source, "setup": "", "calls": calls, "probe": None})
+        source, calls = b"class Solution:\n    def solve(self, x):\n        return x\n", ["solution.solve([1, [2.5]])"]
+        job = prepare.Preparation(PRELOAD)({"setup": "", "calls": 4 * calls, "probe": None}, source)
         for _ in range(16):
             with mmap.mmap(-1, RECORD_BYTES) as record:
                 child.evaluate(job, record, 0, 0, 0.0)
@@ -134,32 +148,31 @@ class Zygote:
     def _budget(self) -> Any:
         return budgets.Budget(self.cpu_s, self.case_cpu_s, self.wall_s, self.wall_ceiling_s)
 
-    def _run_cases(self, job: Any, folder: str, output: int | None) -> tuple[dict[str, Any], bytes]:
+    def _run_cases(self, job: Any, folder: str, output: int | None, record: Any) -> tuple[dict[str, Any], int]:
         """Evaluate the calls; a call that ends its process costs itself only, the next gets a process of its own."""
-        budget, segments, parts = self._budget(), list[dict[str, Any]](), list[bytes]()
+        budget, segments = self._budget(), list[dict[str, Any]]()
         start, end = 0, 0
         last = len(job.calls) - (job.probe is None or job.probe[0] not in ASKS_PROCESS)
-        # A map per job: nothing that a job might leave behind could write into another's record.
-        with mmap.mmap(-1, RECORD_BYTES) as record:
 
-            def progress() -> int:
-                length = struct.unpack_from("<I", record)[0] - end
-                return length if length >= len(child.LOADED) else 0
+        def progress() -> int:
+            length = struct.unpack_from("<I", record)[0] - end
+            return length if length >= len(child.LOADED) else 0
 
-            while True:
-                work = functools.partial(child.evaluate, job, record, start, end, self.case_timer_s)
-                segment = self._fork_and_wait(budget, folder, output, work, progress)
-                length = struct.unpack_from("<I", record)[0]
-                data = record[child.HEAD_BYTES + end : child.HEAD_BYTES + max(end, length)]
-                segments.append({**segment, "start": start, "bytes": len(data)})
-                parts.append(data)
-                end += len(data)
-                # Where to go on is read off the record without trust: the trainer's side checks every line of it.
-                start += data.count(b"\n") - 1
-                alive = data.startswith(child.LOADED) and child.DONE not in data
-                if not alive or budget.spent() or start > last:
-                    break
-        return {"segments": segments, "cpu_s": budget.used_cpu_s, "observation": None}, b"".join(parts)
+        while True:
+            work = functools.partial(child.evaluate, job, record, start, end, self.case_timer_s)
+            segment = self._fork_and_wait(budget, folder, output, work, progress)
+            claimed = struct.unpack_from("<I", record)[0]
+            begin, end = child.HEAD_BYTES + end, max(end, min(claimed, RECORD_BYTES - child.HEAD_BYTES))
+            stop = child.HEAD_BYTES + end
+            segments.append({**segment, "start": start, "bytes": stop - begin})
+            alive = record.find(child.LOADED, begin, min(stop, begin + len(child.LOADED))) == begin
+            if not alive or record.find(child.DONE, begin, stop) >= 0 or budget.spent():
+                break
+            # Where to go on is read off the record without trust: the trainer's side checks every line of it.
+            start += _count_lines(record, begin, stop, last - start + 2) - 1
+            if start > last:
+                break
+        return {"segments": segments, "cpu_s": budget.used_cpu_s, "observation": None, "observed_bytes": None}, end
 
     def _fork_and_wait(
         self,
@@ -186,8 +199,11 @@ class Zygote:
                     kill(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
         leftovers.reap(self.confined.active["namespaces"])
-        if over == "starved":  # the machine's fault: the trainer's side tries once more, and then masks the grade
-            os._exit(72)
+        budget.add_switches(usage)
+        if over == "starved":
+            if budget.waits_were_forced():  # the machine's fault: the trainer's side tries once more, then masks it
+                os._exit(72)
+            over = "wall"
         budget.used_cpu_s += usage.ru_utime + usage.ru_stime
         return {
             "exit_status": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
@@ -206,6 +222,19 @@ class Zygote:
         self.confined.bind_child(self.parent_pid)
 
 
+def private_map(n_bytes: int) -> Any:
+    """Memory of its own, zeroed; what a child writes there stays its own."""
+    return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _count_lines(record: Any, begin: int, stop: int, most: int) -> int:
+    """Line ends in a part of the record, `most` of them at most, counted where they are."""
+    found = 0
+    while found < most and (begin := record.find(b"\n", begin, stop) + 1):
+        found += 1
+    return found
+
+
 def _read_exactly(length: int) -> bytes:
     parts = []
     while length:
@@ -217,16 +246,31 @@ def _read_exactly(length: int) -> bytes:
     return b"".join(parts)
 
 
-def _read_frame() -> Any:
-    (length,) = struct.unpack("<I", _read_exactly(4))
-    return json.loads(_read_exactly(length))
+def _read_frame() -> tuple[dict[str, Any], Any]:
+    """(job, source): the source is bytes-like, in a map of its own that the caller closes by `with`."""
+    job_bytes, source_bytes = struct.unpack("<II", _read_exactly(8))
+    job = json.loads(_read_exactly(job_bytes))
+    source = private_map(max(1, source_bytes))
+    with memoryview(source) as view:
+        at = 0
+        while at < source_bytes:
+            with view[at:source_bytes] as rest:
+                length = os.readv(REQUEST_FD, [rest])
+            if not length:
+                raise waiting.TrainerGone
+            at += length
+    job["source_bytes"] = source_bytes
+    return job, source
 
 
-def _write_reply(header: dict[str, Any], body: bytes) -> None:
+def _write_reply(header: dict[str, Any], *parts: Any) -> None:
     head = json.dumps(header).encode()
-    data = memoryview(struct.pack("<II", len(head), len(body)) + head + body)
-    while data:
-        data = data[os.write(REPLY_FD, data) :]
+    for part in (struct.pack("<II", len(head), sum(map(len, parts))), head, *parts):
+        at = 0
+        with memoryview(part) as view:
+            while at < len(view):
+                with view[at:] as rest:
+                    at += os.write(REPLY_FD, rest)
 
 
 def _move_pipes() -> None:
@@ -263,7 +307,7 @@ def main() -> None:
     for name in EXTENSIONS:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    settings, folder = _read_frame(), os.getcwd()
+    (settings, _), folder = _read_frame(), os.getcwd()
     confined = confinement.Confinement(tuple(settings["without"]))
     for name in UNREADABLE_LATER if confined.hides_library() else ():
         importlib.import_module(name)
@@ -274,7 +318,7 @@ def main() -> None:
     try:
         confined.enter_world(folder, functools.partial(_remove_worker_folder, folder))
     except namespaces.Unavailable as error:
-        return _write_reply({"unavailable": {"namespaces": str(error)}}, b"")
+        return _write_reply({"unavailable": {"namespaces": str(error)}})
     settings["tasks"] = 64 if confined.counts_own_tasks() else shared_tasks
     waiting.look_through(confined.outer_proc)
     zygote = Zygote(settings, confined)
@@ -283,10 +327,12 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # shared pages stay shared: the collector does not touch them in the children
     confined.lock()
-    _write_reply(confined.report(), b"")
+    _write_reply(confined.report())
     try:
         while True:
-            _write_reply(*zygote.execute(_read_frame()))
+            job, source = _read_frame()
+            with source:
+                zygote.serve(job, source)
             if zygote.spoiled:
                 os._exit(73)
     except (waiting.TrainerGone, BrokenPipeError):
