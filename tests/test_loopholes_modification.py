@@ -219,7 +219,8 @@ def test_two_cases_with_one_call_are_both_right_as_on_contradictory_problems() -
 PARTS = (
     "solution", "x", "*solution", "*x", "Solution().add(1, 2)", "solution.add(*x)", "1", "2.5", "1e999", "-1e999", "1j",
     "10 ** 400", "...", "None", "[x]", "(x,)", "{x: 1}", "{**x}", "{[]: 1}", "x[*solution]", "x.y", "-x", "b'a'",
-    "float('nan')", "float('+-inf')", "f'{solution}'", "f'{x!r:>{x}}'", "'\\ud800'", "lambda: (yield)", "(x := solution)",
+    "float('nan')", "float('+-inf')", "f'{solution}'", "f'{x!r:>{x}}'", "'\\ud800'", "lambda: (yield)",
+    "(x := solution)",
 )  # fmt: skip
 STATEMENTS = (
     "assert {e}", "assert {e}, {e}", "x = {e}", "x: int = {e}", "x, y = {e}", "x += {e}", "return {e}", "raise {e}",
