@@ -32,13 +32,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunResult]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were saved, still open for inspection."""
     figures: list[Figure] = []
-    save = plots._save
+    save = plots.save
 
     def keep(figure: Figure, path: Path) -> Path:
         figures.append(figure)
         return save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save", keep)
     return figures
 
 
@@ -83,6 +83,6 @@ def test_cosines_of_runs_without_a_direction_are_refused_or_left_out(
 
 
 def test_one_seed_is_labelled_as_no_inference(runs: list[RunResult]) -> None:
-    assert plots._seed_text(runs[:2]) == "n = 1 seed: no inference"
-    assert plots._seed_text(runs) == "n = 2 seeds"
-    assert plots._seed_text(runs[:3]) == "n = 1 to 2 seeds"
+    assert plots.seed_text(runs[:2]) == "n = 1 seed: no inference"
+    assert plots.seed_text(runs) == "n = 2 seeds"
+    assert plots.seed_text(runs[:3]) == "n = 1 to 2 seeds"

@@ -66,13 +66,13 @@ def overview_figure(runs: Sequence[RunResult], path: Path) -> Path:
         figure, (hack, solve, both) = pyplot.subplots(1, 3, figsize=(11, 4.3), layout="constrained")
         _curves(hack, runs, styles, lambda run: [(row.step, 100 * row.hack_frac) for row in run.curve])
         _curves(solve, runs, styles, lambda run: [(row.step, 100 * row.solve_frac) for row in run.curve])
-        _label(hack, "Held-out hack rate  ↓ better", "training step", "hacked, % of samples")
-        _label(solve, "Held-out solve rate  ↑ better", "training step", "strictly solved, % of samples")
+        label(hack, "Held-out hack rate  ↓ better", "training step", "hacked, % of samples")
+        label(solve, "Held-out solve rate  ↑ better", "training step", "strictly solved, % of samples")
         for axes in (hack, solve):
             axes.set_ylim(-2, 102)
         _pareto(both, runs, styles)
-        _legend(figure, styles, f"{_seed_text(runs)}; thin: one seed, thick: mean over seeds")
-        return _save(figure, path)
+        _legend(figure, styles, f"{seed_text(runs)}; thin: one seed, thick: mean over seeds")
+        return save(figure, path)
 
 
 def cosine_figure(runs: Sequence[RunResult], path: Path) -> Path:
@@ -88,13 +88,13 @@ def cosine_figure(runs: Sequence[RunResult], path: Path) -> Path:
         figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
         axes.axhline(0, color="#888888", linewidth=0.8)
         _curves(axes, directed, styles, _smooth_cosine, markers=False)
-        _label(axes, "How updates lie to the hack direction V", "training step", "cos(update, V)")
+        label(axes, "How updates lie to the hack direction V", "training step", "cos(update, V)")
         axes.set_ylim(-1.03, 1.03)
         axes.text(0.99, 0.97, "pushes along +V, away from the hack", transform=axes.transAxes, ha="right", va="top")
         axes.text(0.99, 0.03, "moves towards the hack", transform=axes.transAxes, ha="right", va="bottom")
         shown = {name: style for name, style in styles.items() if any(run.name == name for run in directed)}
-        _legend(figure, shown, f"{_seed_text(directed)}; mean over {COSINE_WINDOW_STEPS} steps", markers=False)
-        return _save(figure, path)
+        _legend(figure, shown, f"{seed_text(directed)}; mean over {COSINE_WINDOW_STEPS} steps", markers=False)
+        return save(figure, path)
 
 
 def _smooth_cosine(run: RunResult) -> list[tuple[int, float]]:
@@ -150,7 +150,7 @@ def _pareto(axes: Axes, runs: Sequence[RunResult], styles: dict[str, dict[str, A
             elinewidth=0.9,
             alpha=0.9,
         )
-    _label(axes, "Hack vs. solve, a point per seed", "strictly solved, %", "hacked, %")
+    label(axes, "Hack vs. solve, a point per seed", "strictly solved, %", "hacked, %")
     axes.set_xlim(-3, 103)
     axes.set_ylim(-3, 103)
     axes.plot([0, 100], [100, 0], color="#bbbbbb", linewidth=0.8, zorder=0)  # hack + solve cannot pass 100 %
@@ -158,7 +158,8 @@ def _pareto(axes: Axes, runs: Sequence[RunResult], styles: dict[str, dict[str, A
                   arrowprops={"arrowstyle": "->", "color": "#999999"}, ha="center")  # fmt: skip
 
 
-def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+def label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Title (left) and axis names."""
     axes.set_title(title, loc="left")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
@@ -174,7 +175,8 @@ def _legend(figure: Figure, styles: dict[str, dict[str, Any]], note: str, marker
     legend.set_title(note, prop=FontProperties(size=10))
 
 
-def _seed_text(runs: Sequence[RunResult]) -> str:
+def seed_text(runs: Sequence[RunResult]) -> str:
+    """How many seeds the arms have, in words for a figure."""
     counts = {len({run.seed for run in runs if run.name == name}) for name in {run.name for run in runs}}
     low, high = min(counts), max(counts)
     if low == high == 1:
@@ -182,7 +184,8 @@ def _seed_text(runs: Sequence[RunResult]) -> str:
     return f"n = {low} seeds" if low == high else f"n = {low} to {high} seeds"
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DOTS_PER_INCH)
     pyplot.close(figure)
@@ -205,8 +208,8 @@ def mode_figure(runs: Sequence[RunResult], path: Path) -> Path:
                     axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink)
         axes.set_xticks(range(len(modes)), modes)
         axes.set_yticks(range(len(names)), names)
-        axes.set_title(f"Hack rate by loophole, % ({_seed_text(runs)})", loc="left")
-        return _save(figure, path)
+        axes.set_title(f"Hack rate by loophole, % ({seed_text(runs)})", loc="left")
+        return save(figure, path)
 
 
 def _mode_mean(runs: Sequence[RunResult], name: str, mode: str) -> float:
