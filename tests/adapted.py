@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -70,3 +72,37 @@ def saved_activations(module: AdaptedLinear, inputs: Tensor) -> list[torch.Size]
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.shape), t)[1], lambda t: t):
         module(inputs.requires_grad_())
     return [shape for shape in saved if len(shape) == 3]
+
+
+def check_start(module: AdaptedLinear) -> None:
+    """With the knob at zero the output is the base layer's bit for bit, also while gradients are collected."""
+    inputs = normal(3, 5, module.in_features)
+    expected = nn.functional.linear(inputs, module.base_weight, module.bias)
+    assert torch.equal(module(inputs), expected) and module.weight is module.base_weight
+    module.tap = torch.zeros(module.tap_shape(3), requires_grad=True)
+    assert torch.equal(module(inputs), expected)
+
+
+def check_loading(
+    make_model: Callable[..., PreTrainedModel],
+    config: AdapterConfig,
+    others: Sequence[tuple[AdapterConfig, str]],
+    folder: Path,
+) -> Policy:
+    """Saved knobs come back bit for bit under `config`, and are refused under each other config, by its message, and
+    over other base weights. Returns the policy that was saved."""
+    policy = wrap(make_model(), config)
+    policy.set_knobs(noise(policy, "a"), noise(policy, "b"))
+    policy.save(folder)
+    again = wrap(make_model(), config)
+    again.load(folder)
+    assert torch.equal(again.main, policy.main) and torch.equal(again.quarantine, policy.quarantine)
+    assert again.basis_hash == policy.basis_hash
+    for other, message in others:
+        refusing = wrap(make_model(), other)
+        assert refusing.basis_hash != policy.basis_hash
+        with pytest.raises(ValueError, match=message):
+            refusing.load(folder)
+    with pytest.raises(ValueError, match="base weight of"):
+        wrap(make_model(seed=1), config).load(folder)
+    return policy

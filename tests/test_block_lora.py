@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
-from adapted import SHAPES, bare_linear, check_gradients, noise, normal, saved_activations, wrap
+from adapted import (
+    SHAPES,
+    bare_linear,
+    check_gradients,
+    check_loading,
+    check_start,
+    noise,
+    normal,
+    saved_activations,
+    wrap,
+)
 from unhack.adapters import Policy
 from unhack.adapters.block_init import Factors, InputStatistics, corda, gaussian, pissa, save_statistics, signed
 from unhack.adapters.block_lora import BlockLinear, knob_rows, pack_rows, unpack_rows
@@ -56,11 +66,7 @@ def explicit(module: BlockLinear) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_output_at_the_start_is_the_base_layer_bit_for_bit(shape: tuple[int, int], factored: bool) -> None:
     module = layer(*shape, factored=factored)
-    inputs = normal(3, 5, shape[1])
-    expected = nn.functional.linear(inputs, module.base_weight, module.bias)
-    assert torch.equal(module(inputs), expected) and module.weight is module.base_weight
-    module.tap = torch.zeros(module.tap_shape(3), requires_grad=True)
-    assert torch.equal(module(inputs), expected)
+    check_start(module)
     assert torch.equal(module.merge(torch.zeros(2, module.size)), module.base_weight)
 
 
@@ -248,27 +254,15 @@ def test_turning_the_sign_of_a_slot_would_be_no_control() -> None:
 def test_knobs_load_only_over_the_same_weights_rank_and_start(
     make_tiny_policy_model: Callable[..., Qwen3ForCausalLM], tmp_path: Path
 ) -> None:
-    policy = wrap(make_tiny_policy_model(), CONFIG)
-    sizes = tuple(RANK * (module.in_features + module.out_features) for module in policy.modules.values())
-    assert policy.layout.sizes == sizes
-    policy.set_knobs(noise(policy, "a"), noise(policy, "b"))
-    policy.save(tmp_path)
-    again = wrap(make_tiny_policy_model(), CONFIG)
-    again.load(tmp_path)
-    assert torch.equal(again.main, policy.main) and torch.equal(again.quarantine, policy.quarantine)
-
-    for other, field in (
+    others = (
         (replace(CONFIG, seed=1), "seed is 0"),
         (replace(CONFIG, rank=1), "rank is 2"),
         (replace(CONFIG, init="pissa"), 'init is "gaussian"'),
         (AdapterConfig(kind="fixed_a_lora", rank=RANK), "kind is block_lora"),
-    ):
-        refusing = wrap(make_tiny_policy_model(), other)
-        assert refusing.basis_hash != policy.basis_hash
-        with pytest.raises(ValueError, match=field):
-            refusing.load(tmp_path)
-    with pytest.raises(ValueError, match="base weight of"):
-        wrap(make_tiny_policy_model(seed=1), CONFIG).load(tmp_path)
+    )
+    policy = check_loading(make_tiny_policy_model, CONFIG, others, tmp_path)
+    sizes = tuple(RANK * (module.in_features + module.out_features) for module in policy.modules.values())
+    assert policy.layout.sizes == sizes
 
 
 def test_other_statistics_are_another_start_and_those_of_another_model_are_refused(

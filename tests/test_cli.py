@@ -78,8 +78,10 @@ def test_every_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --folder nowhere --arm.name erse", "did you mean 'erase'"),
         ("train --folder nowhere --arm.name erase", "needs arm.direction"),
         ("eval --folder nowhere", "nowhere holds no run"),
-        ("experiment missing.toml", "there is no experiment file missing.toml"),
-        ("experiment", "Missing from unhack experiment: PATH"),
+        ("experiment run missing.toml", "there is no experiment file missing.toml"),
+        ("experiment run", "Missing from unhack experiment run: PATH"),
+        ("experiment amend", "Missing from unhack experiment amend: PATH"),
+        ("experiment rnu", "did you mean `unhack experiment run`?"),
         ("direction show missing.safetensors", "no direction artifact at missing.safetensors"),
         ("demo --seeds 0", "seeds is 0: use at least 1"),
     ],
@@ -168,14 +170,6 @@ def test_what_an_interrupted_command_says_is_true_of_that_command(
     monkeypatch.setattr(cli, "_dispatch", interrupted)
     assert run(*words.split()) == cli.INTERRUPTED
     assert cure in capsys.readouterr().err
-
-
-def test_an_experiment_lists_its_runs_without_starting_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = tmp_path / "small.toml"
-    plan.write_text("seeds = [0, 1]\n[arms.vanilla]\n[arms.clean]\narm = { name = 'clean' }\n")
-    assert run("experiment", str(plan), "--dry-run", "--folder", str(tmp_path / "out")) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
-    assert not (tmp_path / "out").exists()
 
 
 def test_values_of_a_flag_are_found_in_every_form() -> None:

@@ -16,7 +16,8 @@ from unhack.experiment import DONE_FILE
 from unhack.files import write_json
 from unhack.interventions import arm_class
 from unhack.outcome import write_outcome
-from unhack.plan import Plan, check_plan, plan_runs, prepare_directions, run_folder
+from unhack.plan import Plan, check_plan, plan_runs, run_folder
+from unhack.prepare import prepare_directions
 from unhack.record import RunRecord
 
 
@@ -70,7 +71,7 @@ def test_the_outcome_is_written_from_finished_runs_only(tmp_path: Path) -> None:
     outcome = write_outcome(plan, tmp_path)
     assert [arm.name for arm in outcome.arms] == ["vanilla", "erase_gradient"]
     assert {path.name for path in outcome.files} == {
-        "overview.png", "modes.png", "cosine.png", "results.md", "results.csv",
+        "overview.png", "modes.png", "training.png", "cosine.png", "results.md", "results.csv",
     }  # fmt: skip
     report = (tmp_path / "results.md").read_text()
     assert "erase_gradient" in report and "erase_random" not in report

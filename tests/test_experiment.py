@@ -1,4 +1,4 @@
-"""The pool with real processes: dependencies, failures, resumption, interruption, progress; and plans."""
+"""The local pool with real processes: dependencies, failures, resumption, interruption, progress."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from pool_worker import spec, starts, worker
 from unhack import settings
+from unhack.engines.local import run_all
 from unhack.experiment import (
     RunProgress,
     RunSpec,
@@ -22,11 +23,9 @@ from unhack.experiment import (
     is_finished,
     lock_holder,
     read_progress,
-    run_all,
     total_seconds_left,
 )
 from unhack.files import write_json
-from unhack.plan import load_plan, plan_runs
 from unhack.record import RunRecord
 
 
@@ -54,7 +53,7 @@ def test_no_more_than_the_given_number_of_processes_run_at_a_time(tmp_path: Path
 
 def test_a_run_starts_only_after_those_it_needs(tmp_path: Path) -> None:
     runs = [spec(tmp_path, "push", after=("gradient",)), spec(tmp_path, "gradient")]
-    run_all(runs, 2, poll_s=0.02, command=worker)
+    run_all(runs, 2, poll_s=0.02, command=lambda run: worker(run, pause_s=0.2))
     assert float(starts(runs[0])[0][2]) > float((tmp_path / "gradient" / "end").read_text())
 
 
@@ -79,7 +78,7 @@ def test_sigterm_lets_the_running_ones_save_and_leaves_no_child(tmp_path: Path) 
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from pool_worker import spec, worker
-from unhack.experiment import run_all
+from unhack.engines.local import run_all
 run = spec(Path({str(tmp_path)!r}), "a", steps=1000)
 run_all([run], 1, poll_s=0.02, command=lambda one: worker(one, pause_s=0.02))
 """
@@ -104,7 +103,7 @@ def test_after_a_driver_is_killed_outright_its_running_child_is_waited_for_and_t
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from pool_worker import spec, worker
-from unhack.experiment import run_all
+from unhack.engines.local import run_all
 run_all([spec(Path({str(tmp_path)!r}), "a", steps=40)], 1, poll_s=0.02, command=lambda one: worker(one, pause_s=0.1))
 """
     driver = subprocess.Popen([sys.executable, "-c", script])
@@ -215,94 +214,3 @@ def test_seconds_left_count_waiting_runs_and_never_undercut_the_longest(tmp_path
     assert total_seconds_left(progress, 1) == pytest.approx(300)
     assert total_seconds_left(progress, 2) == pytest.approx(200)
     assert math.isnan(total_seconds_left(progress[1:], 2))
-
-
-PLAN = """
-seeds = [0, 3]
-[base]
-steps = 7
-[base.environment]
-depths = [1, 2]
-[directions.run_tests]
-selection = "run_tests"
-[directions.random]
-control = "random"
-per_seed = true
-[arms.vanilla]
-[arms.push]
-arm = { name = "push", direction = "run_tests", push_profile = "gradient" }
-[arms.gradient]
-control = "placebo"
-arm = { name = "erase", site = "gradient", sided = "one", direction = "run_tests" }
-[arms.placebo]
-arm = { name = "erase", site = "gradient", sided = "one", direction = "random" }
-"""
-
-
-def test_a_plan_becomes_one_run_per_arm_and_seed_that_differ_in_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "main.toml").write_text(PLAN)
-    plan = load_plan(tmp_path / "main.toml")
-    runs = {(run.name, run.config.seed): run for run in plan_runs(plan, tmp_path / "out")}
-    assert len(runs) == 8 and plan.name == "main" and plan.controls == {"gradient": ("placebo",)}
-    vanilla, gradient = runs["vanilla", 3].config, runs["gradient", 3].config
-    assert vanilla.steps == 7 and replace(gradient, arm=vanilla.arm) == vanilla
-    push = runs["push", 3]
-    assert push.after == (runs["gradient", 3].folder,)
-    assert push.config.arm.push_profile == str(runs["gradient", 3].folder / "update_profile.json")
-    assert plan.directions["run_tests"].recipe.depths == (1, 2)
-    assert runs["placebo", 0].config.arm.direction != runs["placebo", 3].config.arm.direction
-    assert runs["gradient", 0].config.arm.direction == runs["gradient", 3].config.arm.direction
-    check_runs(list(runs.values()))
-
-
-def test_an_arm_may_have_several_placebos(tmp_path: Path) -> None:
-    (tmp_path / "main.toml").write_text(PLAN.replace('control = "placebo"', 'control = ["placebo", "push"]'))
-    assert load_plan(tmp_path / "main.toml").controls == {"gradient": ("placebo", "push")}
-
-
-def test_the_shipped_experiment_matches_every_real_direction_with_placebos_that_differ_in_nothing_else(
-    tmp_path: Path,
-) -> None:
-    plan = load_plan(Path(__file__).parents[1] / "experiments" / "organism-erasure.toml")
-    arms = {run.name: run.config.arm for run in plan_runs(plan, tmp_path) if run.config.seed == 0}
-    assert set(plan.controls) == {"erase_update", "erase_update_mean", "erase_gradient", "push"}
-    for name, controls in plan.controls.items():
-        for control in controls:
-            assert replace(arms[control], direction=arms[name].direction) == arms[name]
-            assert arms[control].direction != arms[name].direction
-    mean, shuffled = (plan.directions[name].recipe for name in ("run_tests_mean", "shuffled_mean"))
-    assert replace(shuffled, control="real") == mean
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("[base]", "[bose]"), "unknown key bose; did you mean base"),
-        (("steps = 7", "stepps = 7"), "unknown setting stepps; did you mean steps"),
-        (("seeds = [0, 3]", 'seeds = ["a"]'), "seeds must be a list of whole numbers"),
-        (('push_profile = "gradient"', 'push_profile = "gradeint"'), "did you mean gradient"),
-        (('direction = "random"', 'direction = "rondom"'), r"arms.placebo: arm.direction is 'rondom'.*mean random"),
-        (('control = "placebo"', 'control = "none"'), "arms.gradient: control is 'none'"),
-        (("per_seed = true", "per_sed = true"), "unknown key directions.random.per_sed; did you mean"),
-        (('selection = "run_tests"', "selection = 3"), "directions.run_tests.selection must be str"),
-        (("[arms.vanilla]", "arms = 3"), "not valid TOML|cannot|arms"),
-        (('control = "placebo"', 'control = ["placebo", "placbo"]'), "control is 'placbo'.*did you mean placebo"),
-        (('control = "placebo"', "control = 3"), "arms.gradient.control must be the name of an arm or a list"),
-        (("steps = 7", "seed = 4"), "seed cannot be set for a whole experiment.*set seeds"),
-        (("steps = 7", 'arm = { name = "clean" }'), r"arm\.\* cannot be set for a whole experiment"),
-        (("[arms.vanilla]", "[arms.vanilla]\nseed = 4"), "arms.vanilla: an arm has no seed of its own"),
-        (("steps = 7", "steps = 0"), "main.toml: steps is 0: it must be at least 1"),
-        (("[arms.vanilla]", "[arms.vanilla]\noptimizer = { lr = 0.0 }"), "arms.vanilla: optimizer.lr is 0.0: it must"),
-        (("[arms.vanilla]", '[arms.vanilla]\narm = { name = "earse" }'), "arms.vanilla: unknown arm 'earse'.*erase"),
-        (("[arms.vanilla]", '[arms.vanilla]\narm = { name = "push" }'), "arms.vanilla: arm 'push' needs arm"),
-        (("[arms.vanilla]", '[arms.vanilla]\nmodel = { path = "x" }'), "arms.vanilla: arms are compared on one model"),
-    ],
-)
-def test_a_wrong_plan_is_refused_with_the_file_and_the_cure(
-    tmp_path: Path, change: tuple[str, str], message: str
-) -> None:
-    path = tmp_path / "main.toml"
-    path.write_text(PLAN.replace(*change))
-    with pytest.raises(ValueError, match=message) as caught:
-        load_plan(path)
-    assert str(path) in str(caught.value)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
-from adapted import SHAPES, bare_linear, check_gradients, noise, normal, saved_activations, wrap
+from adapted import SHAPES, bare_linear, check_gradients, check_loading, check_start, normal, saved_activations, wrap
 from unhack.adapters.fixed_a_lora import FixedALinear, knob_rows, orthonormal_rows
 from unhack.config import AdapterConfig
 
@@ -30,12 +30,7 @@ def explicit(module: FixedALinear) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("factored", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_output_at_zero_is_the_base_layer_bit_for_bit(shape: tuple[int, int], factored: bool) -> None:
-    module = layer(*shape, factored=factored)
-    inputs = normal(3, 5, shape[1])
-    expected = nn.functional.linear(inputs, module.base_weight, module.bias)
-    assert torch.equal(module(inputs), expected) and module.weight is module.base_weight
-    module.tap = torch.zeros(module.tap_shape(3), requires_grad=True)  # collecting gradients must not change the output
-    assert torch.equal(module(inputs), expected)
+    check_start(layer(*shape, factored=factored))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -94,26 +89,13 @@ def test_a_has_orthonormal_rows_of_its_own_seed_and_module_whatever_the_thread_c
 def test_knobs_load_only_over_the_same_weights_rank_kind_seed_and_a(
     make_tiny_policy_model: Callable[..., Qwen3ForCausalLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = wrap(make_tiny_policy_model(), CONFIG)
-    assert policy.layout.sizes == tuple(RANK * module.out_features for module in policy.modules.values())
-    policy.set_knobs(noise(policy, "a"), noise(policy, "b"))
-    policy.save(tmp_path)
-    again = wrap(make_tiny_policy_model(), CONFIG)
-    again.load(tmp_path)
-    assert torch.equal(again.main, policy.main) and torch.equal(again.quarantine, policy.quarantine)
-    assert again.basis_hash == policy.basis_hash
-
-    for other, field in (
+    others = (
         (replace(CONFIG, seed=1), "seed is 0, this policy's is 1"),
         (replace(CONFIG, rank=2), "rank is 3"),
         (AdapterConfig(), "kind is fixed_a_lora"),
-    ):
-        refusing = wrap(make_tiny_policy_model(), other)
-        assert refusing.basis_hash != policy.basis_hash
-        with pytest.raises(ValueError, match=field):
-            refusing.load(tmp_path)
-    with pytest.raises(ValueError, match="base weight of"):
-        wrap(make_tiny_policy_model(seed=1), CONFIG).load(tmp_path)
+    )
+    policy = check_loading(make_tiny_policy_model, CONFIG, others, tmp_path)
+    assert policy.layout.sizes == tuple(RANK * module.out_features for module in policy.modules.values())
     turned = lambda *drawn: -orthonormal_rows(*drawn)  # noqa: E731 - what another LAPACK may do
     monkeypatch.setattr("unhack.adapters.fixed_a_lora.orthonormal_rows", turned)
     with pytest.raises(ValueError, match=r"the fixed A of model\.layers\.0\.self_attn\.q_proj"):

@@ -23,17 +23,19 @@ ROWS = (
     "adapters rollout compare sandbox",
     "grade self_check audit pairs",
     "directions",
+    "monitors",
     "interventions",
-    "advantage loss optim step_metrics",
-    "checkpoint record evaluate",
+    "advantage loss optim step_metrics blinding",
+    "checkpoint record evaluate pool teacher",
     "train",
-    "experiment results hypotheses plan plots outcome organism demo completions grading",
+    "experiment engines results hypotheses register plan prepare freeze",
+    "plots curves outcome report organism demo completions grading",
     "cli __main__",
 )
 ORDER = " ".join(ROWS).split()
 
 # Training code that sees what pays, never what really happened.
-BLIND = ("interventions", "advantage", "loss", "optim", "directions", "adapters", "rollout")
+BLIND = ("interventions", "monitors", "advantage", "loss", "optim", "directions", "adapters", "rollout")
 
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
@@ -73,6 +75,9 @@ def names_in(tree: ast.AST) -> set[str]:
     return words
 
 
+# The noisy oracle, whose runs say what it is, and the ear that hears for it (or not at all for everyone else).
+HEARING = [SOURCE / "monitors" / "ear.py", SOURCE / "monitors" / "oracle.py"]
+
 VERDICT_NAMES = {"Verdict", "Grading", "verdict", "verdicts", "judge", "strictly_correct", "hacked"}
 ANSWER_NAMES = {"solvable", "expected", "reference", "cases"}
 
@@ -95,11 +100,15 @@ def test_module_imports_only_from_rows_above_it(path: Path) -> None:
     assert not too_late, f"{own} comes before {', '.join(too_late)}"
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if room(path) in BLIND], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if room(path) in BLIND and path not in HEARING], ids=lambda path: path.name
+)
 def test_training_code_never_sees_the_strict_verdict(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert not imported_rooms(tree) & {"grade", "record", "evaluate", "sandbox"}
     assert not names_in(tree) & VERDICT_NAMES
+    allowed = {"NoisyOracle"} if path == SOURCE / "monitors" / "__init__.py" else set()
+    assert not names_in(tree) & ({"NoisyOracle", "tell"} - allowed), "only the registry of monitors knows the oracle"
 
 
 @pytest.mark.parametrize("path", sorted((SOURCE / "interventions").glob("*.py")), ids=lambda path: path.name)

@@ -25,10 +25,11 @@ from unhack.adapters import Policy
 from unhack.config import ArmConfig
 from unhack.interventions import ARMS, Blocks, Vanilla
 from unhack.loss import NonFiniteError
+from unhack.monitors import Deaf
 from unhack.problems.organism import impossible, organism_problem
 from unhack.prompts import render
 from unhack.train import RunStoppedError, train
-from unhack.types import Gradient, KnobLayout, PaidGrade, Prompt, Rollout, Update
+from unhack.types import Gradient, KnobLayout, PaidGrade, Prompt, Rollout, Update, Verdict
 
 
 class EveryRolloutCounts(Vanilla):
@@ -38,12 +39,34 @@ class EveryRolloutCounts(Vanilla):
         return torch.arange(len(rollouts), dtype=torch.float32)
 
 
+class Hears(Deaf):
+    """Writes down that it was told, and how much."""
+
+    def __init__(self, called: list[str]) -> None:
+        self.called = called
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        self.called.append(f"told {len(verdicts)}")
+
+
 class Decides(EveryRolloutCounts):
     """Changes what passes through every hook, and writes down the order in which they are called."""
+
+    @property
+    def uses_oracle(self) -> bool:
+        return True
 
     def __init__(self, config: ArmConfig, layout: KnobLayout, seed: int) -> None:
         super().__init__(config, layout, seed)
         self.called: list[str] = []
+
+    @property
+    def oracle(self) -> Deaf:
+        return Hears(self.called)
+
+    def screened(self, rollouts: Sequence[Rollout]) -> Tensor:
+        self.called.append("screened")
+        return torch.arange(len(rollouts)) == 3
 
     def prompt(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
         self.called.append("prompt")
@@ -52,7 +75,7 @@ class Decides(EveryRolloutCounts):
     def blocks(self, rollouts: Sequence[Rollout]) -> Blocks:
         self.called.append("blocks")
         main = torch.arange(len(rollouts)) > 0
-        return Blocks(main, ~main)
+        return Blocks(main, torch.zeros_like(main))
 
     def rewards(self, grades: Sequence[PaidGrade], rollouts: Sequence[Rollout]) -> Tensor:
         self.called.append("rewards")
@@ -164,10 +187,12 @@ def test_every_hook_is_called_in_data_flow_order_and_decides_what_comes_next(
     assert train(SHORT, tmp_path / "run")
     [run] = runs
     assert isinstance(run.arm, Decides)
-    step = ["prompt", "rewards", "advantages", "blocks", "gradient", "update"]
+    step = ["prompt", "told 4", "screened", "rewards", "advantages", "blocks", "gradient", "update"]
     assert run.arm.called == ["deployed", *step, *step, "deployed"]
     rows = record.rollouts(tmp_path / "run").to_pylist()
-    assert [row["advantage"] for row in rows] == [None, -5.0, 5.0, 15.0] * 2  # one prompt of 4, the first screened out
+    assert [row["advantage"] for row in rows] == [None, 0.0, 10.0, None] * 2  # one prompt: the last is screened
+    # (in no statistic, not in the gradient), the first has no block to train
+    assert record.read_json(tmp_path / "run" / "env.json")["uses_oracle"] is True
     tensors = final_tensors(tmp_path / "run")
     assert bool((tensors["policy/main"] == 0.5).all() and (tensors["policy/quarantine"] == 2).all())
     assert (tmp_path / "run" / "eval" / "rollouts" / "step-000002-deployed.parquet").stat().st_size > 0

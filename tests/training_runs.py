@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from unhack import checkpoint, settings
+from unhack import checkpoint, record, settings
 from unhack.config import EnvironmentConfig, EvaluationConfig, SamplerConfig, TrainConfig
 from unhack.files import write_json
 from unhack.train import UPDATE_PROFILE
@@ -90,6 +91,16 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
     assert got.keys() == wanted.keys()
     different = [name for name in wanted if got[name] != wanted[name]]
     assert not different, f"not as in the undisturbed run: {different}"
+
+
+def unexplained_metrics(folder: Path) -> list[str]:
+    """Names in the run's metrics that docs/metrics.md does not explain."""
+    text = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    explained = re.compile("|".join(name.replace("MODE", r"\w+").replace("STAGE", r"\w+") for name in names))
+    written = {name for line in record.metrics(folder) for name in line} - {"step"}
+    return sorted(name for name in written if not explained.fullmatch(name))
 
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:

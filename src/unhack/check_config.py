@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from unhack import settings
-from unhack.config import AdapterConfig, TrainConfig
+from unhack.config import AdapterConfig, TeacherConfig, TrainConfig
 from unhack.loopholes import LOOPHOLES
 from unhack.problems.filters import DIFFICULTIES
 from unhack.problems.organism import DEPTHS
@@ -70,6 +70,15 @@ BOUNDS: dict[str, Bound] = {
     "loss.min_reward_spread": FROM_ZERO,
     "loss.micro_batch_rollouts": COUNT,
     "arm.overshoot": FROM_ZERO,
+    "arm.keep_frac": SHARE,
+    "arm.route_frac": SHARE,
+    "arm.gate_half_life_rollouts": ABOVE_ZERO,
+    "arm.strength": FROM_ZERO,
+    "arm.monitor_accuracy": Bound(0.5, 1),  # below a half it would be an oracle again, turned round
+    "arm.monitor_threshold": Bound(0, 1, open_high=True),
+    "arm.trusted_k": COUNT,
+    "teacher.frac": Bound(0, 1, open_low=True, open_high=True),
+    "teacher.until_step": COUNT,
     "evaluation.every_steps": COUNT,
     "evaluation.problems_per_mode": COUNT,
     "evaluation.samples_per_problem": COUNT,
@@ -98,16 +107,39 @@ def check(config: TrainConfig) -> None:
         if key in BOUNDS and value is not None:
             check_bound(key, value, BOUNDS[key])
     check_adapter(config.adapter)
+    check_teacher(config)
     check_modes("environment.modes", config.environment.modes)
     if not config.environment.modes:
         raise ValueError(f"environment.modes is empty: use one or more of {', '.join(LOOPHOLES)}")
     check_source_name("environment.source", config.environment.source)
     check_hint(config)  # before the file is read
+    if config.arm.name == "inoculation" and config.environment.inoculation != "none":
+        raise ValueError(
+            f"environment.inoculation is {config.environment.inoculation} and arm.name is inoculation: training "
+            "prompts would get two texts; leave environment.inoculation at none"
+        )
     check_source(config)
     depths = config.environment.depths
     if not depths or not set(depths) <= set(DEPTHS):
         known = ", ".join(map(str, DEPTHS))
         raise ValueError(f"environment.depths is {list(depths)}: use one or more of {known}")
+
+
+def check_teacher(config: TrainConfig) -> None:
+    """Raise ValueError for a field that is set without a pool, and for a share of less than one rollout or of all."""
+    default = TeacherConfig()
+    if config.teacher.pool is None:
+        for field in fields(TeacherConfig):
+            if getattr(config.teacher, field.name) != getattr(default, field.name):
+                raise ValueError(f"teacher.{field.name} is set, but teacher.pool is not: name a pool, or remove it")
+        return
+    check_modes("teacher.modes", config.teacher.modes)
+    taken = round(config.teacher.frac * config.group_size)
+    if not 1 <= taken < config.group_size:
+        raise ValueError(
+            f"teacher.frac is {config.teacher.frac} of groups of {config.group_size}, which is {taken} rollouts: take "
+            "at least one from the pool and leave at least one to the policy"
+        )
 
 
 def check_source(config: TrainConfig) -> None:

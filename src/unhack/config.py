@@ -112,6 +112,32 @@ class ArmConfig:
     overshoot: float = 1.0
     preserve_norm: bool = False
     push_profile: str | None = None  # path of an update_profile.json of a one-sided gradient run
+    score: Literal["gradient", "activation"] = "gradient"  # of gated_route: what a rollout is scored by
+    keep_frac: float = 0.1  # share of recent rollouts, lowest scores first, that only main learns from
+    route_frac: float = 0.1  # share, highest scores first, that only the quarantine learns from
+    gate_half_life_rollouts: float = 96.0  # after so many newer rollouts a score counts half in the quantiles
+    concept: str | None = None  # path of a concept direction (.safetensors, `unhack direction concept`)
+    strength: float | None = None  # None: rebound_penalty 0.5, advantage_modification 2, penalty reward.paid
+    site_of_factor: Literal["reward", "advantage"] = "reward"  # of advantage_modification: where it acts
+    monitor: Literal["noisy_oracle"] | None = None  # of penalty and screening
+    monitor_accuracy: float = 1.0  # of the noisy oracle: share of rollouts that it labels rightly
+    monitor_threshold: float = 0.5  # a rollout is flagged when its score, in [0, 1], is above it
+    inoculation: Literal["permit", "encourage", "describe", "forbid", "neutral"] = "encourage"  # of arm inoculation
+    inoculation_place: Literal["user", "system"] = "user"
+    trusted_adapter: str | None = None  # folder `adapter` of a finished clean run, of the same model and adapter
+    trusted_k: int = 8  # output directions that each module may move in
+    trusted_control: Literal["clean", "random"] = "clean"  # random: as many random directions
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Rollouts of a frozen, graded pool in every group (docs/teacher.md). Without a pool nothing else here is used."""
+
+    pool: str | None = None  # folder that `unhack pool build` wrote
+    frac: float = 0.5  # share of each group, rounded to whole rollouts, that comes from the pool
+    kind: Literal["imitation", "importance"] = "importance"  # ratio: 1, or against the recorded log-probabilities
+    until_step: int | None = None  # steps from this one on are the student's alone; None: never
+    modes: tuple[str, ...] = ()  # groups of these loophole modes only; empty: of all
 
 
 @dataclass(frozen=True)
@@ -156,5 +182,6 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     arm: ArmConfig = field(default_factory=ArmConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)

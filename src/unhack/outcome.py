@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unhack import plots, results
+from unhack import curves, freeze, plots, results
 from unhack.experiment import is_finished
 from unhack.files import write_atomic
-from unhack.plan import Plan, plan_runs
+from unhack.hypotheses import decide_all, observations
+from unhack.plan import Plan, analysed_runs, plan_runs
 from unhack.results import ArmResult, RunResult
 from unhack.stats import Interval, mean_sem
 
@@ -34,16 +35,19 @@ def write_outcome(plan: Plan, folder: Path, into: Path | None = None) -> Outcome
 
     ValueError when no run is finished.
     """
-    runs = tuple(results.load_run(run.name, run.folder) for run in plan_runs(plan, folder) if is_finished(run))
+    finished = [run for run in analysed_runs(plan, folder) if is_finished(run)]
+    runs = tuple(results.load_run(run.name, run.folder) for run in finished)
     if not runs:
         raise ValueError(f"no run of {plan.name} in {folder} is finished; start the same command again to go on")
+    planned = plan_text(plan, folder, runs)
     folder = into or folder
     folder.mkdir(parents=True, exist_ok=True)
     arms = tuple(results.summarize(runs, controls=plan.controls))
     files = [plots.overview_figure(runs, folder / "overview.png"), plots.mode_figure(runs, folder / "modes.png")]
+    files.append(curves.training_figure(runs, folder / "training.png", plan.controls))
     if any(run.cosine_curve for run in runs):
         files.append(plots.cosine_figure(runs, folder / "cosine.png"))
-    for name, text in (("results.md", report_text(plan, runs, arms)), ("results.csv", csv_text(runs))):
+    for name, text in (("results.md", report_text(plan, runs, arms) + planned), ("results.csv", csv_text(runs))):
         write_atomic(folder / name, text)
         files.append(folder / name)
     return Outcome(runs, arms, tuple(files))
@@ -73,11 +77,43 @@ over seeds, where never counts as later than all. hackward_in: share of the upda
 acted; a placebo that holds much less of it is a weak one.
 
 {markdown_delays(runs, plan.controls)}
+![Hack rate of every training step](training.png)
+
+What it cost in solving held-out problems, at the last evaluation and as a mean over all of them (secondary, too):
+
+{curves.markdown_solves(runs, plan.controls)}
 Hack % / solve % by loophole:
 
 {markdown_modes(runs)}
 ![Hack and solve rate](overview.png)
 """
+
+
+def plan_text(plan: Plan, folder: Path, runs: Sequence[RunResult]) -> str:
+    """What was written down before the runs and what came of it, in Markdown; empty if nothing was.
+
+    Verdicts, the stop rule, exclusions, and the frozen plan with its amendments.
+    """
+    parts: list[str] = []
+    planned = len(plan_runs(plan, folder))
+    if plan.hypotheses:
+        decisions = decide_all(plan.hypotheses, observations(runs))
+        parts.append("## Hypotheses\n\n" + "".join(f"- {one.sentence}\n" for one in decisions.values()))
+        left = planned - len(plan.exclusions.runs) - len(runs)
+        if left > 0:
+            parts.append(f"{left} of {planned} planned runs are not finished: this is a look before the end.\n")
+    if plan.stop.rule:
+        parts.append(f"Stop rule: {plan.stop.rule}\n")
+    if plan.exclusions.rules or plan.exclusions.runs:
+        lines = [f"- Rule: {rule}\n" for rule in plan.exclusions.rules]
+        lines += [f"- Left out: {run}. {reason}\n" for run, reason in plan.exclusions.runs.items()]
+        parts.append(
+            "## Exclusions\n\n" + "".join(lines) + ("" if plan.exclusions.runs else "- No run was left out.\n")
+        )
+    found = freeze.sections(folder)
+    if found:
+        parts.append(f"## The plan\n\n{freeze.record_text(found)}")
+    return "".join(f"\n{part}" for part in parts)
 
 
 def markdown_table(arms: Sequence[ArmResult], baseline: str = results.BASELINE) -> str:

@@ -27,7 +27,7 @@ def load(overlays: Sequence[Path], base: TrainConfig | None = None) -> TrainConf
     config = TrainConfig() if base is None else base
     for overlay in overlays:
         try:
-            config = _merge(config, _read_toml(overlay), ())
+            config = merge(config, _read_toml(overlay), ())
         except ValueError as error:
             raise ValueError(f"overlay {overlay}: {error}") from error
     return config
@@ -39,7 +39,7 @@ def with_overrides(config: TrainConfig, overrides: Mapping[str, PlainValue]) -> 
         tree: PlainValue = value
         for part in reversed(dotted.split(".")):
             tree = {part: tree}
-        config = _merge(config, tree, ())
+        config = merge(config, tree, ())
     return config
 
 
@@ -54,7 +54,7 @@ def from_dict(tree: Mapping[str, PlainValue]) -> TrainConfig:
     Strict because a `config.json` of another version would otherwise silently run with today's defaults.
     """
     missing = sorted(set(key_paths()) - set(_leaves(tree)))
-    config = _merge(TrainConfig(), tree, ())
+    config = merge(TrainConfig(), tree, ())
     if missing:
         raise ValueError(f"missing {', '.join(missing)}: the file was written by another version of unhack")
     return config
@@ -100,8 +100,11 @@ def _leaves(tree: PlainValue, prefix: str = "") -> dict[str, PlainValue]:
     return found
 
 
-def _merge(config: Any, tree: PlainValue, path: tuple[str, ...]) -> Any:
-    """`config` (a dataclass) with the nested mapping `tree` on top; `path` leads from the root to it, for messages."""
+def merge(config: Any, tree: PlainValue, path: tuple[str, ...]) -> Any:
+    """`config` (a dataclass) with the nested mapping `tree` on top; `path` leads from the root to it, for messages.
+
+    ValueError for unknown keys and for values of another type than the field's.
+    """
     if not isinstance(tree, Mapping):
         raise ValueError(f"{'.'.join(path)} is a table of settings, not {_shown(tree)}; write [{'.'.join(path)}]")
     hints = get_type_hints(type(config))
@@ -112,7 +115,7 @@ def _merge(config: Any, tree: PlainValue, path: tuple[str, ...]) -> Any:
             raise ValueError(_unknown(here, list(hints)))
         old = getattr(config, key)
         is_table = dataclasses.is_dataclass(old)
-        changes[key] = _merge(old, value, here) if is_table else _checked(value, hints[key], ".".join(here))
+        changes[key] = merge(old, value, here) if is_table else _checked(value, hints[key], ".".join(here))
     return dataclasses.replace(config, **changes)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from unhack.types import Rollout, Verdict
+from unhack.types import Mask, Rollout, Verdict
 
 
 class Stopwatch:
@@ -37,11 +37,14 @@ class Stopwatch:
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Hack, solve and error shares of one step's training rollouts; NaN where nothing was counted.
+    """Hack, solve and error shares of one step's own (student's) rollouts; NaN where nothing was counted.
 
     `solve_frac` is over solvable problems (impossible ones cannot be solved), everything else over all that the grader
-    could judge.
+    could judge. A teacher's rollouts say nothing of the policy: they are counted under `teacher/` alone.
     """
+    taught = [v.hacked for r, v in zip(rollouts, verdicts, strict=True) if r.source == "teacher"]
+    pairs = [(r, v) for r, v in zip(rollouts, verdicts, strict=True) if r.source == "student"]
+    rollouts, verdicts = [r for r, _ in pairs], [v for _, v in pairs]
     judged = [(r, v) for r, v in zip(rollouts, verdicts, strict=True) if v.status != "error"]
     metrics = {
         "rollouts/hack_frac": _share([v.hacked for _, v in judged]),
@@ -54,7 +57,14 @@ def rollout_metrics(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) ->
     }
     for mode in sorted({r.prompt.mode for r in rollouts}):
         metrics[f"rollouts/hack_frac/{mode}"] = _share([v.hacked for r, v in judged if r.prompt.mode == mode])
-    return metrics
+    return metrics | ({"teacher/hack_frac": _share(taught)} if taught else {})
+
+
+def decision_metrics(masks: Sequence[Mask], verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Share of hacks among the rollouts of each decision, where there is more than one: does the gate tell hacks?"""
+    present = sorted(set(masks)) if len(set(masks)) > 1 else []
+    decided = [(mask, v.hacked) for mask, v in zip(masks, verdicts, strict=True) if v.status != "error"]
+    return {f"gate/hack_frac_{mask}": _share([hacked for own, hacked in decided if own == mask]) for mask in present}
 
 
 def peak_memory_bytes() -> float:

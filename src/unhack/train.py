@@ -10,11 +10,10 @@ Not here: no `if arm` (arms are objects with hooks), no choice of device or engi
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from unhack import checkpoint, machine, model
 from unhack.adapters.policy import Policy
 from unhack.advantage import group_advantages
+from unhack.blinding import blind, chosen_prompts
 from unhack.check_config import check
 from unhack.config import TrainConfig
 from unhack.evaluate import evaluate, held_out_prompts
@@ -34,12 +34,13 @@ from unhack.loss import NonFiniteError, backward, loss_denominator, pack
 from unhack.optim import Proposer
 from unhack.prompts import training_prompts
 from unhack.record import RunRecord
+from unhack.rollout.groups import sample_groups
 from unhack.rollout.native import NativeSampler
 from unhack.sandbox import Sandbox
-from unhack.seeds import generator
-from unhack.step_metrics import Stopwatch, peak_memory_bytes, rollout_metrics
+from unhack.step_metrics import Stopwatch, decision_metrics, peak_memory_bytes, rollout_metrics
 from unhack.stop import Stop, StoppedAtOnceError, asked_to_stop
-from unhack.types import PlainValue, Prompt, Rollout, Update
+from unhack.teacher import Teacher
+from unhack.types import PlainValue, Rollout, Update
 
 UPDATE_PROFILE = "update_profile.json"
 Progress: TypeAlias = Callable[[int, Mapping[str, float]], None]
@@ -64,6 +65,7 @@ class Run:
     arm: Intervention
     grader: Grader
     sampler: NativeSampler
+    teacher: Teacher
     optimizer: Proposer
     stop: Stop
     progress: Progress
@@ -121,24 +123,29 @@ def _loop(run: Run) -> bool:
         with clock.stage("sample"):
             drawn = training_prompts(config.environment, policy.tokenizer, config.seed, step, config.prompts_per_step)
             prompts = chosen_prompts(arm, drawn)
-            rollouts = run.sampler.sample(
-                prompts, config.group_size, generator(config.seed, "sample", step), tag=f"step-{step:06d}"
-            )
+            lessons = run.teacher.draw(prompts, step)  # of a frozen pool; none without one
+            sizes = [config.group_size - taken for taken in lessons.taken]
+            students = sample_groups(run.sampler, prompts, sizes, config.seed, step)
             with _explained(run, step):
-                _check_sampled(rollouts)
+                _check_sampled(students)
             run.finite_step = step
         with clock.stage("grade"):
-            gradings = run.grader.grade(rollouts)
+            rollouts = [*students, *lessons.rollouts]
+            gradings = [*run.grader.grade(students), *lessons.gradings]
             grades, verdicts = [g.paid for g in gradings], [g.verdict for g in gradings]
             check_error_share(grades)
+            arm.oracle.tell(verdicts)  # deaf, but for the noisy oracle's
         with clock.stage("backward"):
             valid = torch.tensor([grade.status != "error" for grade in grades])
             groups = torch.tensor([rollout.group for rollout in rollouts])
             seen = blind(rollouts)  # all that an arm may know
+            valid = valid & ~arm.screened(seen)
             signal = group_advantages(arm.rewards(grades, seen), groups, valid, config.loss)
             advantages = arm.advantages(signal.values, seen)
-            kept = signal.kept & arm.blocks(seen).main
-            batch = pack(rollouts, advantages, kept, denominator, policy.device)
+            decided = arm.blocks(seen)
+            kept = signal.kept & decided.learns
+            imitate = config.teacher.kind == "imitation"
+            batch = pack(rollouts, advantages, kept, denominator, policy.device, decided.masks, imitate)
             with _explained(run, step):
                 gradient = arm.gradient(backward(policy, batch, config.loss, config.sampler.temperature))
         with clock.stage("update"):
@@ -150,35 +157,15 @@ def _loop(run: Run) -> bool:
             trained = [value if keep else None for value, keep in zip(advantages.tolist(), kept.tolist(), strict=True)]
             run.record.write_rollouts(step, rollouts, grades, trained)
             run.record.write_verdicts(step, verdicts)
-        metrics = rollout_metrics(rollouts, verdicts) | signal.metrics
+        metrics = rollout_metrics(rollouts, verdicts) | decision_metrics(decided.masks, verdicts) | lessons.metrics
         memory = {"memory/peak_bytes": peak_memory_bytes()}
-        metrics = {**metrics, **gradient.metrics, **update.metrics, **memory, **clock.metrics()}
+        metrics = {**metrics, **signal.metrics, **gradient.metrics, **update.metrics, **memory, **clock.metrics()}
         run.record.append_step(step, metrics)
         run.step = step + 1
         if run.step % config.checkpoint_every_steps == 0:
             save(run)
         run.progress(run.step, metrics)
     return _finish(run)
-
-
-def blind(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The rollouts as arms see them: their problems without tests, solution, or whether it has one."""
-    return [replace(rollout, prompt=_blind_prompt(rollout.prompt)) for rollout in rollouts]
-
-
-def _blind_prompt(prompt: Prompt) -> Prompt:
-    problem = prompt.problem
-    opaque = hashlib.sha256(problem.id.encode()).hexdigest()[:16]  # ids of impossible problems say so
-    return replace(prompt, problem=replace(problem, id=opaque, cases=(), reference="", solvable=True))
-
-
-def chosen_prompts(arm: Intervention, drawn: Sequence[Prompt]) -> list[Prompt]:
-    """What `arm.prompt` makes of the drawn prompts, blind, each with its real problem put back."""
-    seen = [_blind_prompt(prompt) for prompt in drawn]
-    problems = {shown.problem.id: prompt.problem for shown, prompt in zip(seen, drawn, strict=True)}
-    chosen = arm.prompt(seen)
-    assert all(prompt.problem.id in problems for prompt in chosen), "an arm chooses among the drawn problems"
-    return [replace(prompt, problem=problems[prompt.problem.id]) for prompt in chosen]
 
 
 def _start(
@@ -193,7 +180,7 @@ def _start(
     """Load the model, make the arm, and take up the last checkpoint when resuming."""
     torch.set_num_threads(1)  # processes are the unit of parallelism, and summation order depends on the count
     policy = Policy.wrap(model.load(config.model), config.adapter)
-    arm = build(config.arm, policy.layout, config.seed, policy)
+    arm = build(config.arm, policy.layout, config.seed, policy, reward=config.reward)
     run = Run(
         config=config,
         folder=folder,
@@ -202,12 +189,13 @@ def _start(
         arm=arm,
         grader=Grader(workers, config.reward, config.environment.allow_hack and arm.allow_hack),
         sampler=NativeSampler(policy, config.sampler),
+        teacher=Teacher.open(config, policy.tokenizer, arm.allow_hack),
         optimizer=Proposer(policy.layout, config.optimizer, config.steps, policy.device),
         stop=stop,
         progress=progress,
     )
     layers: list[PlainValue] = [name for name, holds in workers.layers().items() if holds]
-    env = machine.describe(workers.level) | {"sandbox_layers": layers} | identity(run)
+    env = machine.describe(workers.level) | {"sandbox_layers": layers, "uses_oracle": arm.uses_oracle} | identity(run)
     if not resume:
         record.create(config, env)
         return run
@@ -234,6 +222,8 @@ def identity(run: Run) -> dict[str, PlainValue]:
         "basis_hash": run.policy.basis_hash,
         "arm": run.arm.name,
         "direction_hash": run.arm.direction_hash,
+        "pool_hash": run.teacher.pool_hash,
+        "inputs_hash": run.arm.inputs_hash,
     }
 
 

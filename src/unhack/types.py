@@ -30,6 +30,10 @@ Status: TypeAlias = Literal["passed", "failed", "error"]
 
 Source: TypeAlias = Literal["student", "teacher"]
 
+Mask: TypeAlias = Literal["keep", "absorb", "route"]
+"""What a rollout may teach (METHOD §1): keep = quarantine absent from the forward, main trains; absorb = both train;
+route = both in the forward, main's branch output detached, quarantine trains."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -179,5 +183,7 @@ class Batch:
     completion_mask: Bool[Tensor, "B C"]  # from lengths, never from token values
     advantages: Float[Tensor, " B"]
     teacher: Bool[Tensor, " B"]
+    imitated: Bool[Tensor, " B"]  # ratio 1 instead of the one against `sampler_logprobs`
+    masks: tuple[Mask, ...]
     rollout_ids: tuple[str, ...]
     loss_denominator: float  # constant G · max_new_tokens · P: the same for any micro-batch split

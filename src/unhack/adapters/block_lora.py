@@ -104,6 +104,11 @@ class BlockLinear(AdaptedLinear):
         """Initial A and B."""
         return self.a0, self.b0
 
+    @property
+    def bottleneck(self) -> Float[Tensor, "R in"]:
+        """A0: A itself moves, its initial value does not, so a direction in what A0 reads keeps its meaning."""
+        return self.a0
+
     @staticmethod
     def combine(main: Float[Tensor, " K"], quarantine: Float[Tensor, " K"]) -> Float[Tensor, "2 K"]:
         """Both blocks side by side: they have slots of their own."""

@@ -83,6 +83,11 @@ class FixedALinear(AdaptedLinear):
         """A alone."""
         return (self.a,)
 
+    @property
+    def bottleneck(self) -> Float[Tensor, "rank in"]:
+        """A."""
+        return self.a
+
     def merge(self, knob: Float[Tensor, " knobs"]) -> Float[Tensor, "out in"]:
         """W + B A."""
         delta = knob.view(self.out_features, self.rank) @ self.a

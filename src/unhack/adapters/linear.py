@@ -101,6 +101,11 @@ class AdaptedLinear(nn.Module, ABC):
     def basis(self) -> tuple[Tensor, ...]:
         """The frozen tensors, besides the base weight, that give the knob its meaning."""
 
+    @property
+    @abstractmethod
+    def bottleneck(self) -> Float[Tensor, "b in"]:
+        """The frozen rows that read the layer's input on its way through the knob: activations are bottleneck x."""
+
     @abstractmethod
     def merge(self, knob: Tensor) -> Tensor:
         """W + Δ(knob) [out, in], out of place, summed in float32 and rounded once to W's dtype."""

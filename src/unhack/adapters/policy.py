@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,7 @@ from unhack.adapters.linear import AdaptedLinear
 from unhack.adapters.svd_cache import content_hash, write_tensors
 from unhack.config import AdapterConfig
 from unhack.model import LoadedModel
-from unhack.types import KnobLayout, Update
+from unhack.types import KnobLayout, Mask, Update
 
 WRAPPED = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj")
 """Last part of the names of the linear layers that are wrapped, besides `in_proj*` and `out_proj`."""
@@ -35,10 +35,6 @@ FORMAT = "unhack-knobs-2"
 
 Setting = tuple[bool, bool]
 """(main on, quarantine on)."""
-
-Mask: TypeAlias = Literal["keep", "absorb", "route"]
-"""What a rollout may teach (METHOD §1): keep = quarantine absent from the forward, main trains; absorb = both train;
-route = both in the forward, main's branch output detached, quarantine trains."""
 
 LEARNS: Mapping[Mask, Setting] = {"keep": (True, False), "absorb": (True, True), "route": (False, True)}
 """Which blocks get a gradient under a mask."""
@@ -148,6 +144,12 @@ class Policy:
         return self._quarantine
 
     @property
+    def bottleneck_layout(self) -> KnobLayout:
+        """Where each module's bottleneck activations lie in the flat vector of `adapters.bottleneck`."""
+        sizes = tuple(module.bottleneck.shape[0] for module in self.modules.values())
+        return KnobLayout(tuple(self.modules), sizes)
+
+    @property
     def linear_in_knob(self) -> bool:
         """Whether weights are linear in the knobs: only then does a direction of knobs keep its meaning."""
         return self._like.linear_in_knob
@@ -230,8 +232,11 @@ class Policy:
         through: list[Tensor | None] = [None] * len(self.modules)
         if mask == "route":
             with self.blocks(main=False, quarantine=True):
-                through = [module.weight for module in self.modules.values()]
-        with self.blocks(main=True, quarantine=mask != "keep"):
+                # detached: at zero it is the base's own parameter, which assigning would register a second time
+                through = [module.weight.detach() for module in self.modules.values()]
+        # A quarantine at zero is absent already: no second set of merged weights for arms that never train it.
+        present = mask != "keep" or not bool(self._quarantine.any())
+        with nullcontext() if self._setting == (True, present) else self.blocks(main=True, quarantine=present):
             self._pass_through(through)
             try:
                 yield
@@ -256,7 +261,11 @@ class Policy:
         write_tensors(folder / "knobs.safetensors", tensors, metadata)
 
     def load(self, folder: Path) -> None:
-        """Read knobs that were saved over the same base weights in the same basis.
+        """Take up the knobs that `read` gives."""
+        self.set_knobs(*self.read(folder))
+
+    def read(self, folder: Path) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
+        """(main, quarantine), on the CPU, that were saved over the same base weights in the same basis.
 
         Raises:
             ValueError: another format, kind, rank, base weight or basis; names the field, or the module that differs.
@@ -266,7 +275,7 @@ class Policy:
             raise ValueError(f"no adapter at {path}: give the folder that Policy.save wrote")
         with safe_open(path, framework="pt") as file:
             self._check_metadata(path, file.metadata() or {})
-            self.set_knobs(file.get_tensor("main"), file.get_tensor("quarantine"))
+            return file.get_tensor("main"), file.get_tensor("quarantine")
 
     def _settings(self) -> dict[str, str]:
         return {name: json.dumps(getattr(self.config, name)) for name in self._like.settings}

@@ -81,6 +81,11 @@ class SpectralLinear(AdaptedLinear):
         """U [out, r] and Vh [r, in], float32."""
         return SingularBasis(self.u, self.vh)
 
+    @property
+    def bottleneck(self) -> Float[Tensor, "r in"]:
+        """Vh."""
+        return self.vh
+
     def merge(self, knob: Float[Tensor, " r"]) -> Float[Tensor, "out in"]:
         """W + U diag(knob) Vh."""
         return merge(self.base_weight, self.basis, knob)

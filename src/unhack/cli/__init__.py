@@ -19,14 +19,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("unhack.cli.many:Demo", "train four arms on the bundled organism, print the table, draw the figure"),
     "train": ("unhack.cli.single:Train", "train one arm into a run folder, or resume it"),
     "eval": ("unhack.cli.single:Evaluate", "evaluate a run's last checkpoint on held-out problems"),
-    "experiment": (
-        "unhack.cli.many:Experiment",
-        "run all arms and seeds of an experiment file, resuming what is there",
-    ),
+    "experiment plan": ("unhack.cli.experiment:ShowPlan", "print what an experiment file comes to; writes nothing"),
+    "experiment run": ("unhack.cli.experiment:Run", "train all arms and seeds of an experiment file, or resume"),
+    "experiment status": ("unhack.cli.experiment:Status", "show what every run is at, whoever drives the experiment"),
+    "experiment resume": ("unhack.cli.experiment:Resume", "go on with an experiment that was started"),
+    "experiment report": ("unhack.cli.experiment:Report", "write tables, figures and verdicts of the frozen plan"),
+    "experiment amend": ("unhack.cli.experiment:Amend", "record a changed plan and why, beside the frozen one"),
+    "report": ("unhack.cli.report:Report", "make the HTML report of an experiment's folder, with tables and figures"),
     "results": ("unhack.cli.many:Results", "write the table and the figures of an experiment's folder again"),
     "direction extract": ("unhack.cli.direction:Extract", "make a hack direction, or a control, from contrast pairs"),
     "direction verify": ("unhack.cli.direction:Verify", "test a direction on held-out pairs, beside its null"),
     "direction show": ("unhack.cli.direction:Show", "print what a direction artifact says about itself"),
+    "direction concept": ("unhack.cli.direction:Concept", "make a concept direction of the residual stream from pairs"),
+    "pool build": ("unhack.cli.pool:Build", "freeze graded rollouts of finished runs into a teacher pool"),
+    "pool show": ("unhack.cli.pool:Show", "check a teacher pool against its hashes and print what is in it"),
     "organism build": ("unhack.cli.organism:Build", "build the bundled tiny model from nothing"),
     "organism check": ("unhack.cli.organism:Check", "measure whether the tiny model is what it must be"),
     "problems check": ("unhack.cli.problems:Check", "grade the references of a file of problems against its tests"),
@@ -38,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 USER_ERROR, INTERRUPTED = 2, 130
 GO_ON = {"train": "add --resume to go on from the last checkpoint"} | dict.fromkeys(
-    ("demo", "experiment", "organism check", "grade"), "the same command goes on where it was"
+    ("demo", "experiment run", "experiment resume", "organism check", "grade"), "the same command goes on where it was"
 )
 """What to do after Ctrl-C; commands that are not here keep nothing of what they had done."""
 
@@ -85,6 +91,8 @@ def _dispatch(words: list[str]) -> int:
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         cure = f"did you mean `unhack {nearest[0]}`?" if nearest else "see `unhack --help`"
+        if words[0] == "experiment" and words[1].endswith(".toml"):
+            cure = f"did you mean `unhack experiment run {words[1]}`?"
         raise ValueError(f"there is no command {name!r}; {cure}")
     module, attribute = COMMANDS[name][0].split(":")
     from unhack.cli.parse import parse

@@ -1,4 +1,4 @@
-"""Commands on hack directions: `direction extract | verify | show`."""
+"""Commands on hack directions: `direction extract | verify | show | concept`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Extract:
     """Generated held-out pairs, for `direction verify`."""
     k: int = 4
     """Rows of V per module."""
-    loss: Literal["nll", "grpo"] = "nll"
-    """Whose gradients V is made from."""
+    loss: Literal["nll", "grpo", "activation"] = "nll"
+    """Whose gradients V is made from, or `activation`: of bottleneck activations, for gated_route."""
     method: Literal["svd", "mean_diff"] = "svd"
     """First k singular vectors, or the mean difference (k = 1)."""
     drop_bottom_frac: float = 0.0
@@ -144,6 +144,63 @@ class Show:
         for path in self.against:
             shared, expected = shared_variance(direction, load_direction(path))
             print(f"shares {shared:.1%} of its subspace with {path} (a random one: {expected:.1%})")
+        return 0
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Make a concept direction in the residual stream (or a control of it) from contrast pairs; base model only."""
+
+    out: Path
+    """The artifact to write (.safetensors)."""
+    pairs_file: Path | None = None
+    """Your own pairs (JSONL); without it pairs for the organism are generated."""
+    selection: str = "run_tests"
+    """Generated pair families, joined by +: a loophole, all, off_mode, or a control."""
+    control: Literal["real", "random", "shuffled", "nonhack", "placebo", "length"] = "real"
+    """Which control to make instead of the real direction."""
+    layer: int | None = None
+    """Decoder layer after which the residual stream is read, from 0 (default: the middle of the 60-75 % band)."""
+    pairs: int = 64
+    """Generated train pairs."""
+    heldout: int = 32
+    """Generated held-out pairs, on which the concept is tested."""
+    length_matched: bool = True
+    """Generated pairs whose two sides are equally long in tokens."""
+    depths: tuple[int, ...] = (2,)
+    """Operations composed in the generated pairs' tasks."""
+    seed: int = 0
+    """Seed of the pairs and of the controls."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def run(self) -> int:
+        """Extract, write, test on the held-out pairs of the real selection, print."""
+        from dataclasses import replace
+
+        from unhack.cli.quiet import quiet_libraries
+        from unhack.directions import concept
+        from unhack.model import load
+        from unhack.pairs import load_pairs, select
+
+        quiet_libraries()
+        loaded = load(self.model)
+        names = ("selection", "control", "layer", "pairs", "heldout", "length_matched", "depths", "seed")
+        recipe = concept.ConceptRecipe(**{name: getattr(self, name) for name in names}, pairs_seed=self.seed)
+        if self.pairs_file is None:
+            made = concept.organism_concept(loaded, recipe)
+            heldout = select(concept.concept_pairs(loaded, replace(recipe, control="real")), "heldout")
+        else:
+            pairs = load_pairs(self.pairs_file)
+            made = concept.extract_concept(
+                loaded, select(pairs, "train"), layer=self.layer, control=self.control, seed=self.seed,
+                selection=self.pairs_file.name,
+            )  # fmt: skip
+            heldout = select(pairs, "heldout")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        concept.save_concept(made, self.out)
+        metadata = made.metadata
+        print(f"wrote {self.out}: after layer {metadata.layer} of {metadata.layers}, control {metadata.control}")
+        print(concept.verify_concept(loaded, made, heldout).text())
         return 0
 
 

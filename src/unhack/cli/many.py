@@ -1,12 +1,11 @@
-"""Commands that train many runs: `demo`, `experiment`, `results`."""
+"""Commands on many runs that are no experiment's own: `demo`, `results`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from unhack.plan import Plan
 
 DEMO_STEPS = 50
-FAILED = 1
 
 
 @dataclass(frozen=True)
@@ -59,37 +57,6 @@ class Demo(HasConfig):
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """Run every arm and seed of an experiment file; finished runs are skipped, others resumed."""
-
-    file: tyro.conf.Positional[Path]
-    """The experiment (TOML; see unhack.plan)."""
-    folder: Path | None = None
-    """Where everything goes (default: runs/NAME)."""
-    processes: int = 2
-    """Runs at a time, one core each."""
-    require_sandbox: Literal["any", "full", "unsafe"] | None = None
-    """What `sandbox.require` is in all runs, in place of the file's."""
-    dry_run: bool = False
-    """List the runs and stop."""
-
-    def run(self) -> int:
-        """Prepare the directions, train all runs, show and write the outcome."""
-        from unhack.plan import load_plan, plan_runs
-
-        plan = load_plan(self.file)
-        if self.require_sandbox is not None:
-            sandbox = replace(plan.base.sandbox, require=self.require_sandbox)
-            plan = replace(plan, base=replace(plan.base, sandbox=sandbox))
-        folder = self.folder or Path("runs") / plan.name
-        if self.dry_run:
-            for run in plan_runs(plan, folder):
-                print(f"{run.folder}  {run.config.steps} steps{'  after ' + run.after[0].name if run.after else ''}")
-            return 0
-        return run_plan(plan, folder, self.processes)
-
-
-@dataclass(frozen=True)
 class Results:
     """Write results.md, results.csv and the figures of an experiment again, from the runs that are finished."""
 
@@ -101,37 +68,40 @@ class Results:
     """Where to write (default: beside the runs)."""
 
     def run(self) -> int:
-        """Read the finished runs, print the table, write the files."""
+        """Read the finished runs, print the table, write the files; a plan that was frozen must be this one."""
+        from unhack.freeze import check_unchanged
         from unhack.plan import load_plan
 
         plan = load_plan(self.file)
-        show_outcome(plan, self.folder or Path("runs") / plan.name, self.into)
+        folder = self.folder or Path("runs") / plan.name
+        check_unchanged(plan, folder)
+        show_outcome(plan, folder, self.into)
         return 0
 
 
 def run_plan(plan: Plan, folder: Path, processes: int) -> int:
-    """Bring an experiment to its end on this machine; 1 if a run failed, 0 otherwise."""
+    """Bring the demo to its end on this machine; 1 if a run failed, 0 otherwise. Nothing is frozen."""
+    from unhack.cli.experiment import conclude
     from unhack.cli.quiet import quiet_libraries
     from unhack.cli.show import ProgressScreen, make_console
-    from unhack.experiment import check_runs, run_all
-    from unhack.plan import plan_runs, prepare_directions
+    from unhack.engines.driver_lock import DriverLock
+    from unhack.engines.local import run_all
+    from unhack.experiment import check_runs
+    from unhack.plan import plan_runs
+    from unhack.prepare import prepare_directions
 
     console = make_console()
     quiet_libraries()
     runs = plan_runs(plan, folder)
     check_runs(runs)  # before anything slow; again with the model's hash below
-    with console.status("loading the model and extracting the directions"):
-        directions = prepare_directions(plan, folder)
-    counts = f"arms: {len(plan.arms)}, seeds: {len(plan.seeds)}, directions: {len(directions)}"
-    title = f"{plan.name} in {folder} ({counts}; {processes} processes)"
-    with ProgressScreen(console, title, processes) as screen:
-        progress = run_all(runs, processes, screen.update)
-    failed = [one for one in progress if one.state == "failed"]
-    if len(failed) < len(progress):
-        show_outcome(plan, folder)
-    for one in failed:
-        print(f"unhack: {one.run.name} with seed {one.run.config.seed} failed: {one.message}", file=sys.stderr)
-    return FAILED if failed else 0
+    with DriverLock(folder):
+        with console.status("loading the model and extracting the directions"):
+            directions = prepare_directions(plan, folder)
+        counts = f"arms: {len(plan.arms)}, seeds: {len(plan.seeds)}, directions: {len(directions)}"
+        title = f"{plan.name} in {folder} ({counts}; {processes} processes)"
+        with ProgressScreen(console, title, processes) as screen:
+            progress = run_all(runs, processes, screen.update)
+        return conclude(plan, folder, progress)
 
 
 def show_outcome(plan: Plan, folder: Path, into: Path | None = None) -> None:

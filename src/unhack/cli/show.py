@@ -66,7 +66,7 @@ def rate(share: float) -> str:
 class ProgressScreen:
     """The live table of an experiment on a terminal; on anything else one line now and then.
 
-    Use as a context manager and call `update` with what `experiment.run_all` reports.
+    Use as a context manager and call `update` with what an engine reports.
     """
 
     def __init__(self, console: Console, title: str, processes: int) -> None:
@@ -106,31 +106,36 @@ class ProgressScreen:
         return f"{done}/{len(progress)} runs done; {', '.join(running)}; {self._left(progress)}"
 
     def _left(self, progress: Sequence[RunProgress]) -> str:
-        left_s = total_seconds_left(progress, self.processes)
+        running = sum(one.state == "running" for one in progress)  # on a cluster it may be more than `processes`
+        left_s = total_seconds_left(progress, max(self.processes, running))
         left = "time left not known yet" if math.isnan(left_s) else f"about {duration(left_s)} left"
         return f"{duration(time.monotonic() - self.started_s)} so far, {left}"
 
     def render(self, progress: Sequence[RunProgress]) -> Group:
-        """The table: one line per run, in order."""
-        table = Table(box=box.SIMPLE_HEAD, title=self.title, title_justify="left", pad_edge=False)
-        table.add_column("arm", no_wrap=True)
-        table.add_column("seed", justify="right")
-        table.add_column("step", justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        table.add_column("hack", justify="right", no_wrap=True)
-        table.add_column("solve", justify="right", no_wrap=True)
-        table.add_column("left", justify="right", no_wrap=True)
-        for one in progress:
-            config = one.run.config
-            cells = [one.run.name, str(config.seed), f"{one.step}/{config.steps}", _bar(one)]
-            cells += [rate(one.hack_frac), rate(one.solve_frac), _state_text(one)]
-            table.add_row(*cells, style=_STYLES[one.state])
-        return Group(
-            table, Text(f"{self._left(progress)}. Rates are of the last training steps (solve: of solvable tasks).")
-        )
+        """The table, and what is left."""
+        left = f"{self._left(progress)}. Rates are of the last training steps (solve: of solvable tasks)."
+        return Group(runs_table(progress, self.title), Text(left))
 
 
-_STYLES = {"waiting": "dim", "running": "", "finished": "green", "failed": "red"}
+def runs_table(progress: Sequence[RunProgress], title: str) -> Table:
+    """One line per run, in order."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table.add_column("arm", no_wrap=True)
+    table.add_column("seed", justify="right")
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("hack", justify="right", no_wrap=True)
+    table.add_column("solve", justify="right", no_wrap=True)
+    table.add_column("left", justify="right", no_wrap=True)
+    for one in progress:
+        config = one.run.config
+        cells = [one.run.name, str(config.seed), f"{one.step}/{config.steps}", _bar(one)]
+        cells += [rate(one.hack_frac), rate(one.solve_frac), _state_text(one)]
+        table.add_row(*cells, style=_STYLES[one.state])
+    return table
+
+
+_STYLES = {"waiting": "dim", "running": "", "stopped": "yellow", "finished": "green", "failed": "red"}
 
 
 def _label(one: RunProgress) -> str:
@@ -144,10 +149,10 @@ def _bar(one: RunProgress) -> str:
 
 def _state_text(one: RunProgress) -> str:
     if one.state == "running":
-        if one.message:  # held by another process
+        if one.message.startswith("running elsewhere"):
             return one.message
         return "evaluating" if one.step >= one.run.config.steps else duration(one.seconds_left)
-    return {"waiting": "waiting", "finished": "done", "failed": "FAILED"}[one.state]
+    return {"waiting": "waiting", "stopped": "stopped", "finished": "done", "failed": "FAILED"}[one.state]
 
 
 def make_console() -> Console:

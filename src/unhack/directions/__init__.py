@@ -16,6 +16,7 @@ from unhack.directions.algebra import (
 from unhack.directions.artifact import Direction, DirectionMetadata, load_direction, save_direction
 from unhack.directions.extract import extract, pair_differences, random_basis, subspaces
 from unhack.directions.recipe import DirectionRecipe, organism_direction, recipe_pairs
+from unhack.directions.score import rollout_scores, scores_of
 from unhack.directions.verify import Verification, verify
 
 __all__ = [
@@ -35,7 +36,9 @@ __all__ = [
     "project",
     "random_basis",
     "recipe_pairs",
+    "rollout_scores",
     "save_direction",
+    "scores_of",
     "shared_variance",
     "signed_cosine",
     "subspaces",

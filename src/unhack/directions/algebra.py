@@ -62,6 +62,7 @@ def shared_variance(first: Direction, second: Direction) -> tuple[float, float]:
     """
     if first.metadata.basis != second.metadata.basis:
         raise ValueError("the directions were made in different bases: extract both for one model and adapter")
+    second.check_side(first.side)
     overlaps, expected = [], []
     for name in first.basis.keys() & second.basis.keys():
         one, other = first.basis[name].double(), second.basis[name].double()
@@ -76,6 +77,15 @@ def coefficients(direction: Direction, layout: KnobLayout, flat: Float[Tensor, "
     """c = V g of every module of the direction: module name -> [k], float64."""
     wide = flat.double()
     return {name: rows @ wide[part] for name, rows, part in _modules(direction, layout)}
+
+
+def coefficients_of_rows(
+    direction: Direction, layout: KnobLayout, rows: Float[Tensor, "B K"]
+) -> Iterator[tuple[Float[Tensor, "B _"], Float[Tensor, " B"]]]:
+    """(c = V g of every row, ‖g‖ of every row) module by module, float64, over the direction's modules."""
+    for _, basis, part in _modules(direction, layout):
+        wide = rows[:, part].double()
+        yield wide @ basis.T, wide.norm(dim=1)
 
 
 def lift(direction: Direction, layout: KnobLayout, weights: Mapping[str, Float[Tensor, " _"]]) -> Float[Tensor, " K"]:

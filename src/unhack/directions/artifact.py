@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,9 @@ from unhack.adapters import Policy
 from unhack.files import write_atomic
 from unhack.types import KnobLayout
 
+Record = TypeVar("Record")
 FORMAT_VERSION = 1
+ACTIVATION = "activation"
 _ORTHONORMAL_TOLERANCE = 1e-5
 
 
@@ -59,10 +62,25 @@ class Direction:
     """V of METHOD §2: for each touched module k orthonormal rows in its r knob dimensions, on the CPU, float32.
 
     Rows point along NLL gradients "hack minus clean". A module that is absent is not touched by any intervention.
+    With the loss `activation` rows are in the module's bottleneck dimensions instead, along activations "hack minus
+    clean": such a direction scores rollouts, and arms that act on gradients refuse it.
     """
 
     basis: dict[str, Float[Tensor, "_ _"]]  # module name -> [k, r]
     metadata: DirectionMetadata
+
+    @property
+    def side(self) -> str:
+        """`gradient` or `activation`: which of the two the rows are directions of."""
+        return ACTIVATION if self.metadata.loss == ACTIVATION else "gradient"
+
+    def check_side(self, wanted: str) -> None:
+        """Raise ValueError unless the direction is of the side `wanted`: in a spectral basis their shapes agree."""
+        if self.side != wanted:
+            raise ValueError(
+                f"direction field 'loss': it is {self.metadata.loss}, a direction of {self.side}s, and this needs one "
+                f"of {wanted}s; extract it with --loss {ACTIVATION if wanted == ACTIVATION else 'nll'}"
+            )
 
     def check_layout(self, layout: KnobLayout) -> None:
         """Raise ValueError unless every module of the direction is in `layout` with the same number of knobs."""
@@ -92,6 +110,11 @@ class Direction:
             digest.update(f"{name}{tuple(rows.shape)}".encode())
             digest.update(rows.numpy().tobytes())
         return digest.hexdigest()
+
+
+def layout_of(policy: Policy, loss: str) -> KnobLayout:
+    """Where the modules' parts lie in the vectors that a direction made from `loss` is compared with."""
+    return policy.bottleneck_layout if loss == ACTIVATION else policy.layout
 
 
 def describe_policy(policy: Policy) -> dict[str, Any]:
@@ -131,13 +154,13 @@ def load_direction(
             basis = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); extract the direction again") from error
-    metadata = _parse_header(path, header)
+    metadata = parse_header(header, DirectionMetadata, FORMAT_VERSION, partial(_refusal, path))
     direction = Direction(basis, metadata)
     _check_content(path, direction, header)
     expected = {} if expect is None else dict(expect)
     if policy is not None:
         expected = {**describe_policy(policy), **expected}
-        direction.check_layout(policy.layout)
+        direction.check_layout(layout_of(policy, metadata.loss))
     for name, wanted in expected.items():
         if name not in asdict(metadata):
             raise ValueError(f"'{name}' is not a field of a direction artifact; fields: {', '.join(asdict(metadata))}")
@@ -154,18 +177,24 @@ def _refusal(path: Path, name: str, problem: str) -> ValueError:
     )
 
 
-def _parse_header(path: Path, header: Mapping[str, str]) -> DirectionMetadata:
+def parse_header(
+    header: Mapping[str, str], record: type[Record], version: int, refusal: Callable[[str, str], ValueError]
+) -> Record:
+    """`record` made from the JSON values of a safetensors header; refuses a field that is missing or of another type.
+
+    `refusal(field, problem)` makes the ValueError; `record` has a field `format_version`, which must be `version`.
+    """
     values: dict[str, Any] = {}
-    for item in fields(DirectionMetadata):
+    for item in fields(cast("Any", record)):
         if item.name not in header:
-            raise _refusal(path, item.name, "is missing from the header")
+            raise refusal(item.name, "is missing from the header")
         value = json.loads(header[item.name])
         if not _has_type(value, str(item.type)):
-            raise _refusal(path, item.name, f"is {value!r}, not of type {item.type}")
+            raise refusal(item.name, f"is {value!r}, not of type {item.type}")
         values[item.name] = value
-    if values["format_version"] != FORMAT_VERSION:
-        raise _refusal(path, "format_version", f"is {values['format_version']}, and only {FORMAT_VERSION} is read here")
-    return DirectionMetadata(**values)
+    if values["format_version"] != version:
+        raise refusal("format_version", f"is {values['format_version']}, and only {version} is read here")
+    return record(**values)
 
 
 def _has_type(value: object, annotation: str) -> bool:

@@ -1,37 +1,28 @@
-"""Extract a hack direction from contrast pairs: gradients per pair, then a subspace per module (METHOD §2)."""
+"""Extract a hack direction from contrast pairs: what they differ in, then a subspace per module (METHOD §2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from unhack.adapters import Policy
-from unhack.directions.artifact import FORMAT_VERSION, Direction, DirectionMetadata, describe_policy
-from unhack.model import completion_logprobs
+from unhack.directions.artifact import FORMAT_VERSION, Direction, DirectionMetadata, describe_policy, layout_of
+from unhack.directions.readings import TokenRows, row_activations, row_gradients, token_rows
 from unhack.pairs import Pair, completion_ids, pairs_hash, prompt_ids
 from unhack.seeds import generator
 from unhack.types import KnobLayout
 
-ExtractionLoss: TypeAlias = Literal["nll", "grpo"]
+ExtractionLoss: TypeAlias = Literal["nll", "grpo", "activation"]
+"""What V is made from: gradients of one of two losses, or activations, which no loss enters."""
 Method: TypeAlias = Literal["svd", "mean_diff"]
 Control: TypeAlias = Literal["real", "random", "shuffled", "nonhack", "placebo", "length"]
 
 # Under this share of the largest singular value a row is rounding of a module without gradient, not a direction.
 _ZERO_FRAC = 1e-9
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Both sides of all pairs, right-padded: hack of pair p in row 2p, clean in row 2p + 1."""
-
-    token_ids: Int[Tensor, "B T"]
-    prompt_lengths: Int[Tensor, " B"]
-    lengths: Int[Tensor, " B"]
 
 
 def pair_differences(
@@ -42,50 +33,37 @@ def pair_differences(
     temperature: float = 1.0,
     batch_pairs: int = 16,
 ) -> Float[Tensor, "P K"]:
-    """D = grad_hack − grad_clean of every pair, float32 on the CPU, with the quarantine ablated (METHOD §2).
+    """D = hack − clean of every pair, float32 on the CPU, with the quarantine ablated (METHOD §2): of gradients, or of
+    activations, [P, Σ b] in `bottleneck_layout`.
 
     nll:  L = mean over completion tokens of −log p, for each side separately.
     grpo: L = −A Σ_t log p_t / C with A = +1 for the hack and −1 for the clean side and one C (the longest completion):
           the Dr.GRPO gradient of a two-rollout group at ratio 1. A = −1 turns its sum into the same difference.
+    activation: no loss; mean over completion tokens of the bottleneck activations (`adapters.bottleneck`).
     """
-    rows = _tokenise(policy, pairs)
-    counts = (rows.lengths - rows.prompt_lengths).float()  # [B], completion tokens with the end of sequence
-    denominators = counts if loss == "nll" else counts.max().expand_as(counts)
-    gradients = []
+    rows = _both_sides(policy, pairs)
+    counts = rows.completion_tokens
+    denominators = counts.max().expand_as(counts) if loss == "grpo" else counts
+    sides = []
     with policy.blocks(main=True, quarantine=False):
         for start in range(0, len(counts), 2 * batch_pairs):
-            part = slice(start, start + 2 * batch_pairs)
-            gradients.append(_row_gradients(policy, rows, part, denominators[part], temperature))
-    gradient = torch.cat(gradients)  # [B, K]
-    return gradient[0::2] - gradient[1::2]
+            stop = start + 2 * batch_pairs
+            part = rows.part(start, stop)
+            if loss == "activation":
+                sides.append(row_activations(policy, part))
+            else:
+                sides.append(row_gradients(policy, part, denominators[start:stop], temperature))
+    both = torch.cat(sides)  # [B, K]
+    return both[0::2] - both[1::2]
 
 
-def _row_gradients(
-    policy: Policy, rows: _Rows, part: slice, denominators: Float[Tensor, " B"], temperature: float
-) -> Float[Tensor, "B K"]:
-    """Knob gradient of −Σ_t log p_t / denominator of each row by itself, in one backward."""
-    width = int(rows.lengths[part].max())
-    with policy.knob_gradient(rollouts=len(denominators)) as taps:
-        logprobs, _ = completion_logprobs(
-            policy.model, rows.token_ids[part, :width], rows.prompt_lengths[part], rows.lengths[part], temperature
-        )
-        (-(logprobs.sum(1) / denominators.to(logprobs.device)).sum()).backward()
-        return taps.rows().cpu()
-
-
-def _tokenise(policy: Policy, pairs: Sequence[Pair]) -> _Rows:
-    prompts, rows = [], []
+def _both_sides(policy: Policy, pairs: Sequence[Pair]) -> TokenRows:
+    """Hack of pair p in row 2p, clean in row 2p + 1."""
+    texts = []
     for pair in pairs:
         prompt = prompt_ids(pair, policy.tokenizer)
-        for side in (pair.hack, pair.clean):
-            prompts.append(len(prompt))
-            rows.append([*prompt, *completion_ids(side, policy.tokenizer)])
-    lengths = [len(row) for row in rows]
-    token_ids = torch.zeros(len(rows), max(lengths), dtype=torch.int64)  # padding is never read: masks are lengths
-    for index, row in enumerate(rows):
-        token_ids[index, : len(row)] = torch.tensor(row)
-    device = policy.device
-    return _Rows(token_ids.to(device), torch.tensor(prompts, device=device), torch.tensor(lengths, device=device))
+        texts += [(prompt, completion_ids(side, policy.tokenizer)) for side in (pair.hack, pair.clean)]
+    return token_rows(texts, policy.device)
 
 
 def subspaces(
@@ -119,7 +97,7 @@ def subspaces(
     kept = {name: (values >= floor) & (values > 0) for name, (values, _) in found.items()}
     basis = {name: found[name][1][keep].float().contiguous() for name, keep in kept.items() if bool(keep.any())}
     if not basis:
-        raise ValueError("the pairs' gradients do not differ in any module; check that the two sides differ")
+        raise ValueError("the two sides of the pairs do not differ in any module; check that the two sides differ")
     return basis, floor
 
 
@@ -169,15 +147,15 @@ def extract(
     """
     if not pairs:
         raise ValueError("no pairs to extract a direction from")
-    if not policy.linear_in_knob:
+    if not policy.linear_in_knob and loss != "activation":
         raise ValueError(
             f"adapter.kind is {policy.kind}: its A moves, so a direction of its knobs does not keep its meaning; use "
-            "spectral or fixed_a_lora, or an arm without a direction"
+            "spectral or fixed_a_lora, a direction of activations, or an arm without a direction"
         )
     differences = pair_differences(policy, pairs, loss=loss, temperature=temperature)
     if control == "shuffled":
-        differences = differences * _half_swapped(len(pairs), seed)[:, None]
-    basis, floor = subspaces(differences, policy.layout, k, method, drop_bottom_frac)
+        differences = differences * half_swapped(len(pairs), seed)[:, None]
+    basis, floor = subspaces(differences, layout_of(policy, loss), k, method, drop_bottom_frac)
     if control == "random":
         basis = random_basis(basis, seed)
     metadata = DirectionMetadata(
@@ -212,7 +190,7 @@ def haar_rows(k: int, r: int, source: torch.Generator) -> Float[Tensor, "k r"]:
     return (q * signs).T.float().contiguous()
 
 
-def _half_swapped(count: int, seed: int) -> Float[Tensor, " P"]:
+def half_swapped(count: int, seed: int) -> Float[Tensor, " P"]:
     """−1 for a random half of the pairs, +1 for the others."""
     signs = torch.ones(count)
     signs[torch.randperm(count, generator=generator(seed, "shuffled"))[: count // 2]] = -1.0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unhack.adapters import Policy
 from unhack.directions.algebra import coefficients, signed_cosine
-from unhack.directions.artifact import Direction
+from unhack.directions.artifact import Direction, layout_of
 from unhack.directions.extract import ExtractionLoss, pair_differences
 from unhack.pairs import Pair
 from unhack.seeds import generator
@@ -109,19 +109,21 @@ def verify(
     null_samples: int = 64,
     seed: int = 0,
 ) -> Verification:
-    """Compare the mean gradient difference of `heldout_pairs` with V, module by module.
+    """Compare the mean difference of `heldout_pairs` (of gradients, or of activations) with V, module by module.
 
-    The gradients are taken with the direction's own loss and temperature. `null_samples` Haar subspaces per module.
+    It is taken with the direction's own loss and temperature. `null_samples` Haar subspaces per module.
     Raises ValueError if there are no pairs or the direction does not fit the policy's modules.
     """
     if not heldout_pairs:
         raise ValueError("no held-out pairs to verify the direction on")
-    direction.check_layout(policy.layout)
-    loss: ExtractionLoss = "grpo" if direction.metadata.loss == "grpo" else "nll"
+    layout = layout_of(policy, direction.metadata.loss)
+    direction.check_layout(layout)
+    made_from: dict[str, ExtractionLoss] = {"nll": "nll", "grpo": "grpo", "activation": "activation"}
+    loss = made_from[direction.metadata.loss]
     mean = pair_differences(policy, heldout_pairs, loss=loss, temperature=direction.metadata.temperature).mean(0)
-    parts = dict(policy.layout.items())
+    parts = dict(layout.items())
     signed, one_sided, expected, null_signed, null_one_sided = {}, {}, [], [], []
-    for name, c in coefficients(direction, policy.layout, mean).items():
+    for name, c in coefficients(direction, layout, mean).items():
         norm = mean[parts[name]].double().norm()
         signed[name] = float(signed_cosine(c, norm))
         one_sided[name] = float(c.relu().norm() / norm.clamp_min(1e-300))

@@ -31,6 +31,11 @@ class Attachment:
     ) -> None:
         self.arm = arm
         self.metrics: dict[str, float] = {}
+        if type(arm).blocks is not Intervention.blocks:
+            raise ValueError(
+                f"arm '{arm.name}' decides for every rollout which block learns from it, which a foreign loop does not "
+                "ask: run it with `unhack train`"
+            )
         self._main = _ordered(arm, main, "main")
         self._quarantine = None if quarantine is None else _ordered(arm, quarantine, "quarantine")
         if self._quarantine is None and arm.trains_quarantine:

@@ -31,6 +31,7 @@ class DirectedIntervention(Intervention):
 
     def __init__(self, config: ArmConfig, layout: KnobLayout, seed: int, direction: Direction) -> None:
         super().__init__(config, layout, seed)
+        direction.check_side("gradient")
         direction.check_layout(layout)
         self.direction = direction
         self._profile_steps = 0

@@ -1,0 +1,78 @@
+"""What runs are given is made once, from the untrained model, and refused when the recipe changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unhack.directions import load_direction
+from unhack.directions.concept import load_concept
+from unhack.plan import Plan, concept_path, direction_path, load_plan, plan_runs
+from unhack.prepare import prepare_directions
+
+TEXT = """
+seeds = [0, 1]
+[concepts.hack]
+pairs = 4
+heldout = 1
+[concepts.random]
+control = "random"
+per_seed = true
+pairs = 4
+heldout = 1
+[concepts.unused]
+[directions.real]
+pairs = 4
+heldout = 1
+k = 2
+[arms.rebound]
+arm = { name = "rebound_penalty", concept = "hack" }
+[arms.rebound_random]
+arm = { name = "rebound_penalty", concept = "random" }
+[arms.erase]
+arm = { name = "erase", direction = "real" }
+[arms.erase_lora]
+adapter = { kind = "fixed_a_lora", rank = 4 }
+arm = { name = "erase", direction = "real" }
+"""
+
+
+def plan(folder: Path, text: str = TEXT) -> Plan:
+    (folder / "plan.toml").write_text(text)
+    return load_plan(folder / "plan.toml")
+
+
+def test_concepts_and_directions_of_every_adapter_are_made_once_and_are_what_the_runs_name(tmp_path: Path) -> None:
+    made = prepare_directions(plan(tmp_path), tmp_path)
+    named = {run.config.arm.concept or run.config.arm.direction for run in plan_runs(plan(tmp_path), tmp_path)}
+    assert {str(path) for path in made} == named and len(named) == 5
+    assert all(path.is_file() for path in made) and not concept_path(plan(tmp_path), tmp_path, "unused", 0).exists()
+    concepts = [load_concept(concept_path(plan(tmp_path), tmp_path, "random", seed)) for seed in (0, 1)]
+    assert [one.metadata.seed for one in concepts] == [0, 1]
+    assert concepts[0].content_hash != concepts[1].content_hash
+    lora = next(run.config for run in plan_runs(plan(tmp_path), tmp_path) if run.name == "erase_lora")
+    own = direction_path(plan(tmp_path), tmp_path, "real", 0, lora.adapter)
+    assert load_direction(own).metadata.adapter_kind == "fixed_a_lora"
+    written = {path: path.stat().st_mtime_ns for path in made}
+    assert prepare_directions(plan(tmp_path), tmp_path) == made
+    assert {path: path.stat().st_mtime_ns for path in made} == written
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("[concepts.hack]\npairs = 4", "[concepts.hack]\npairs = 5", "pairs_hash"),
+        ("[concepts.hack]", "[concepts.hack]\nlayer = 0", "layer"),
+        ("[concepts.hack]", "[concepts.hack]\ncontrol = 'shuffled'", "control"),
+        ("[concepts.hack]", "[concepts.hack]\nselection = 'sentinel'", "selection"),
+    ],
+)
+def test_a_concept_of_another_recipe_is_refused_by_the_name_of_the_field(
+    tmp_path: Path, old: str, new: str, name: str
+) -> None:
+    arms = TEXT.index("[arms.rebound_random]")
+    text = TEXT[:arms]
+    prepare_directions(plan(tmp_path, text), tmp_path)
+    with pytest.raises(ValueError, match=rf"hack.safetensors: {name} is .*remove it to make it anew"):
+        prepare_directions(plan(tmp_path, text.replace(old, new)), tmp_path)
