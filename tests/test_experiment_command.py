@@ -135,7 +135,8 @@ def test_the_report_shows_verdicts_exclusions_and_the_plan_with_its_amendments(c
     command("amend", "--why", "a full disk")
     said = command("report", "--into", str(command.out / "page"))
     text = (command.out / "page" / "results.md").read_text()
-    assert "results.md" in said
+    assert "results.md" in said and "report.html" in said
+    assert "a full disk" in (command.out / "page" / "report.html").read_text()
     assert "- H4 inconclusive: " in text and "n = 2: too few seeds" in text
     assert "- H1 inconclusive: " in text and "Stop rule: Both seeds." in text
     assert "Left out: erase-seed-1. the disk was full" in text

@@ -160,7 +160,10 @@ class Status(OnExperiment):
 
 @dataclass(frozen=True)
 class Report(OnExperiment):
-    """Write the tables, figures and verdicts of an experiment, for the plan that was frozen and no other."""
+    """Write the tables, figures and verdicts of an experiment, for the plan that was frozen and no other.
+
+    Beside them an HTML page with all of it and a browser of rollouts, as `unhack report` makes it.
+    """
 
     into: Path | None = None
     """Where to write (default: beside the runs)."""
@@ -169,6 +172,7 @@ class Report(OnExperiment):
         """ValueError if the plan was never frozen or has changed since."""
         from unhack.cli.many import show_outcome
         from unhack.freeze import check_unchanged
+        from unhack.report import write_report
 
         plan, folder = self.load()
         if not check_unchanged(plan, folder):
@@ -177,6 +181,8 @@ class Report(OnExperiment):
                 "`unhack results`"
             )
         show_outcome(plan, folder, self.into)
+        made = write_report(folder, plan, (self.into or folder) / "report.html")
+        print(f"{made.page} ({made.embedded:,} of {made.total:,} rollouts)")
         return 0
 
 
