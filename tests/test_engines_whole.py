@@ -80,7 +80,9 @@ def test_ray_with_two_nodes_of_which_one_is_lost_gives_the_numbers_of_the_local_
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra unhack[ray] is not installed")
 def test_a_ray_driver_that_is_asked_to_stop_lets_its_runs_save_and_goes_on_later(tmp_path: Path) -> None:
-    file = small_file(tmp_path, LONG.replace("every_steps = 2", "every_steps = 1000"))
+    file = small_file(
+        tmp_path, LONG.replace("every_steps = 2", "every_steps = 1000").replace("steps = 20", "steps = 80")
+    )
     words = unhack("experiment", "run", str(file), "--folder", str(tmp_path / "out"), "--max-runs", "1")
     words += ["--engine", "ray", "--processes", "1"]
     driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import product
@@ -75,7 +76,12 @@ def test_no_expected_value_is_in_any_byte_sent_to_a_worker(sandbox: Sandbox, mon
     for answer in ANSWERS:
         assert str(answer).encode() not in stream
         assert answer.to_bytes(8, "little").strip(b"\0") not in stream
-    assert set(json.loads(sent[-1][4:])) == {"source", "setup", "calls", "probe"}
+    head_bytes, source_bytes = struct.unpack("<II", sent[-1][:8])
+    assert set(json.loads(sent[-1][8 : 8 + head_bytes])) == {"setup", "calls", "probe"}
+    assert (
+        sent[-1][8 + head_bytes :].decode() == extract_code(rollouts[-1].text)
+        and len(sent[-1]) == 8 + head_bytes + source_bytes
+    )
 
 
 def test_a_submission_cannot_find_the_answers_in_its_process(sandbox: Sandbox) -> None:

@@ -209,3 +209,28 @@ def test_a_probe_after_timeouts_has_what_is_left_of_the_budget(sandbox: Sandbox)
     source = program("if x: return x\nwhile True: pass", "def kilo(): pass\n")
     execution = run_one(sandbox, source, "solution.solve(1)", "solution.solve(0)", probe=Probe("call", "kilo"))
     assert execution.observation is True and errors(execution) == [None, "Timeout"]
+
+
+SCRIPT_REWRITES = """
+import sys
+def memory():
+    frame = sys._getframe()
+    while frame:
+        for found in frame.f_locals.values():
+            if hasattr(found, "find") and hasattr(found, "resize") and len(found) > 2**20:
+                return found
+        frame = frame.f_back
+class Solution:
+    def solve(self, x):
+        return 1234
+if __name__ == "__main__":
+    record = memory()
+    at = record.find(b"1234")
+    record[at : at + 4] = b"5678"
+"""
+
+
+def test_the_script_run_of_an_exit_probe_cannot_write_the_record_of_the_run_that_counts() -> None:
+    with Sandbox() as pool:
+        execution = run_one(pool, SCRIPT_REWRITES, probe=Probe("exit"))
+    assert execution.results[0].value == 1234 and execution.observation == 1

@@ -1,9 +1,10 @@
 """CPU and sleep budgets of one job over all its processes; part of the worker process (standard library only).
 
 The worker looks at a child's CPU clock from outside, a few times per budget: a light child is dead before the first
-look, a case costs no system call, and nothing in the child can switch the check off. A case that used at most its
-budget is never ended; one that loops is ended at 1 to 1.25 times it (a look comes every quarter). The kernel's own
-CPU limit, which counts in ticks and whole seconds, lies above and is only the backstop.
+look, and a case costs no system call. The total cannot be switched off from inside; where one case ends and the next
+begins is what the child says (its record grows), so one that lies may use the total for one case, as it may while it
+loads. A case that used at most its budget is never ended; one that loops is ended at 1 to 1.25 times it (a look comes
+every quarter). The kernel's own CPU limit, which counts in ticks and whole seconds, lies above, only as the backstop.
 """
 
 from __future__ import annotations

@@ -307,8 +307,9 @@ def text_of(source: Any, n_bytes: int) -> str:
     return str(source[:n_bytes], "utf-8", "surrogatepass")
 
 
-def run_as_script(setup: str, source: Any, n_bytes: int) -> int:
+def run_as_script(setup: str, source: Any, n_bytes: int, record: mmap) -> int:
     """Exit status of the source run as a script with a failing assertion at its end, as an interpreter would give."""
+    record.close()  # of the run that counts: this one must not write there
     atexit._clear()
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module

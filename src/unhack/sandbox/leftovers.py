@@ -13,6 +13,7 @@ from typing import Any
 OUTPUT_BYTES = 64 * 2**10  # how much of stdout or of the result file a reading sees
 RESULT_FILE = "result.txt"
 REAP_S = 2.0
+REMOVE_S = 20.0
 LINUX = sys.platform == "linux"
 
 
@@ -61,7 +62,44 @@ def read_result(folder: str, owner: int | None, into: Any) -> int | None:
 
 
 def remove(folder: str, strangers: bool) -> None:
-    """Remove a child's folder with all that is in it; with `strangers`, all that a child may have put beside it."""
+    """Remove a child's folder with all that is in it; with `strangers`, all that a child may have put beside it.
+
+    Names that a submission chose must not come onto this process's heap (see `zygote.py`): a process of its own reads
+    them. Raises OSError when something cannot be removed, or not in REMOVE_S.
+    """
+    with contextlib.suppress(OSError):
+        os.unlink(f"{folder}/{RESULT_FILE}")  # mostly there is nothing else
+    try:
+        os.rmdir(folder)
+    except FileNotFoundError:  # the child removed it itself, or moved it beside
+        pass
+    except OSError:
+        return _apart(folder, strangers)
+    if strangers:
+        _apart(folder, strangers)
+
+
+def _apart(folder: str, strangers: bool) -> None:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _remove_all(folder, strangers)
+            status = 0
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + REMOVE_S
+    while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError("a submission left more than can be removed in time")
+        time.sleep(0.0005)
+    if done[1] != 0:
+        raise OSError("a submission left something that cannot be removed")
+
+
+def _remove_all(folder: str, strangers: bool) -> None:
     remove_tree(folder)
     for name in os.listdir() if strangers else ():
         if os.path.isdir(name) and not os.path.islink(name):

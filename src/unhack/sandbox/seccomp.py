@@ -6,7 +6,8 @@ long one per child would cost more than the fork.
 
 What is not listed gets EPERM. What only an escape would try ends the process (SIGSYS): another architecture's calls
 (int 0x80, x32), ptrace, exec, fork, namespaces, mounts, bpf, io_uring and the like. Threads work: clone is allowed with
-a thread's flags; clone3, whose flags a filter cannot see, says ENOSYS, so that the C library falls back to clone.
+a thread's flags; sched_yield does nothing; clone3, whose flags a filter cannot see, says ENOSYS, so that the C library
+falls back to clone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from unhack.sandbox.kernel import NUMBERS, PR_SET_NO_NEW_PRIVS, architecture, prctl, prepared, syscall
 
 KILL, ALLOW = 0x80000000, 0x7FFF0000
-EPERM, ENOSYS = 0x00050000 | 1, 0x00050000 | 38
+EPERM, ENOSYS, DONE = 0x00050000 | 1, 0x00050000 | 38, 0x00050000  # the last: returns 0, does nothing
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 X32_BIT = 0x40000000
 PROT_EXEC = 4
@@ -132,6 +133,7 @@ def base_program(name: str) -> list[Instruction]:
     program.rule("clone", [_argument(0), *_if_bits(CLONE_FORBIDDEN, [_result(KILL)]), _result(ALLOW)])
     program.each(["fork"], ALLOW)
     program.each(["clone3"], ENOSYS)
+    program.each(["sched_yield"], DONE)
     program.each(KILLED, KILL)
     return [*_prologue(name), *program.code, _result(EPERM)]
 

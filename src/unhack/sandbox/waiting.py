@@ -53,7 +53,8 @@ def _about(pid: int, name: str) -> list[str]:
 
 
 def _text(path: str, folder: int | None) -> str:
-    with open(os.open(path, os.O_RDONLY, dir_fd=folder)) as file:
+    """Latin-1, in which all bytes are text: a process may give itself any name."""
+    with open(os.open(path, os.O_RDONLY, dir_fd=folder), encoding="latin-1") as file:
         return file.read()
 
 

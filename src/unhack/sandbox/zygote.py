@@ -118,7 +118,7 @@ class Zygote:
             self.confined.open_folder(folder)
             header, n_bytes = self._run_cases(self.prepare(job, source), folder, output, record)
             if kind == "exit":
-                work = functools.partial(child.run_as_script, job["setup"], source, job["source_bytes"])
+                work = functools.partial(child.run_as_script, job["setup"], source, job["source_bytes"], record)
                 script = self._fork_and_wait(self._budget(), folder, None, work, lambda: 0)
                 header["cpu_s"] += script["cpu_s"]
                 header["observation"] = script["exit_status"]
