@@ -92,6 +92,25 @@ def test_refused_state_leaves_nothing_behind(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-000001"]
 
 
+def test_the_latest_of_at_most_a_step_is_none_of_a_later_one(tmp_path: Path) -> None:
+    for step in (2, 4):
+        checkpoint.save(tmp_path, step, {"a": torch.ones(2)}, {})
+    steps = [
+        None if found is None else found.step for found in (checkpoint.latest(tmp_path, most) for most in (1, 2, 3, 4))
+    ]
+    assert steps == [None, 2, 2, 4]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"step": 4}'])
+def test_a_state_that_is_json_but_no_state_is_damage(tmp_path: Path, text: str) -> None:
+    for step in (2, 4):
+        path = checkpoint.save(tmp_path, step, {"a": torch.ones(2)}, {})
+    (path / "state.json").write_text(text)
+    with pytest.warns(UserWarning, match="is no checkpoint's state"):
+        found = checkpoint.latest(tmp_path)
+    assert found is not None and found.step == 2
+
+
 def test_folder_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) is None
     (tmp_path / "checkpoints").mkdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from processes import running
-from unhack.files import read_json, write_atomic, write_json
+from unhack.files import read_json, read_object, whole_json_lines, write_atomic, write_json
 
 REWRITE_FOREVER = """
 import sys
@@ -83,3 +83,19 @@ def test_reader_never_sees_half_a_file_while_the_writer_runs_and_is_killed(tmp_p
     value = read_json(path)
     assert value["payload"] == [value["turn"]] * 20_000
     assert len(seen) == 20, "the writer must have replaced the file while it was being read"
+
+
+def test_damaged_lines_are_named_and_a_torn_last_one_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"ste')
+    assert [values["step"] for _, values in whole_json_lines(path)] == [0, 1]
+    for bad in ("garbage", "[]", '{"loss": 1}'):
+        path.write_text(f'{{"step": 0}}\n{bad}\n')
+        with pytest.raises(ValueError, match=r"metrics.jsonl line 2 is damaged .*; remove it"):
+            whole_json_lines(path)
+
+
+def test_a_file_that_holds_no_object_is_refused_by_name(tmp_path: Path) -> None:
+    write_json(tmp_path / "env.json", [])
+    with pytest.raises(ValueError, match=r"env.json holds a JSON list, not an object"):
+        read_object(tmp_path / "env.json")

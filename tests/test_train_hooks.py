@@ -127,6 +127,7 @@ def test_a_nan_in_the_gradient_stops_the_run_and_names_step_rollouts_and_checkpo
     assert message.count("step-000001-") == 8 and "NaN" not in message
     assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-000001'}" in message
     assert steps_done(tmp_path / "run") == 1
+    assert (tmp_path / "run" / "rollouts" / "step-000001.parquet").is_file(), "the rollouts that it names are kept"
     saved = checkpoint.latest(tmp_path / "run")
     assert saved is not None and all(tensor.isfinite().all() for tensor in saved.tensors.values())
 
@@ -140,7 +141,7 @@ def test_a_policy_that_overflows_stops_the_run_although_its_rollouts_earn_nothin
     with pytest.raises(RunStoppedError, match=r"^step 1: the sampler's log-probability .*there is no checkpoint") as e:
         train(wild, tmp_path / "run")
     assert len(re.findall(r"step-000001-\d{3}-\d{3}", str(e.value))) == 8
-    newest = r"the newest checkpoint, .*step-000001-final, holds the broken weights: remove it"
+    newest = r"the only checkpoint, .*step-000001-final, holds the broken weights: start anew"
     message = rf"step 1: the sampler's log-probability is not finite for rollouts eval.*{newest}"
     with pytest.raises(RunStoppedError, match=message):
         train(replace(wild, steps=1), tmp_path / "one step: the last evaluation notices")

@@ -75,14 +75,14 @@ def save(
     return path
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """The newest intact checkpoint of the run folder `folder`; None if it has none at all.
+def latest(folder: Path, at_most: int | None = None) -> Checkpoint | None:
+    """The newest intact checkpoint of the run folder `folder`, of step `at_most` or before; None if it has none.
 
     A damaged one is passed over with a warning: going on from the one before gives the same run, only later. ValueError
     if there are checkpoints and every one is damaged.
     """
     damage = ""
-    for path in reversed(_paths(folder / "checkpoints")):
+    for path in reversed(_paths(folder / "checkpoints", at_most)):
         damage = _damage(path)
         if not damage:
             return load(path)
@@ -110,6 +110,8 @@ def _damage(path: Path) -> str:
         header = json.loads(state_path.read_bytes())
     except ValueError:
         return f"{state_path} is not valid JSON"
+    if not isinstance(header, dict) or not {"step", "state", "tensor_bytes", "tensor_sha256"} <= header.keys():
+        return f"{state_path} is no checkpoint's state"
     content = tensor_path.read_bytes()
     if hashlib.sha256(content).hexdigest() != header["tensor_sha256"]:
         return f"{tensor_path} is not what was written ({len(content)} of {header['tensor_bytes']} bytes)"
@@ -121,9 +123,10 @@ def _packed(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def _paths(root: Path) -> list[Path]:
+def _paths(root: Path, at_most: int | None = None) -> list[Path]:
     """Checkpoint folders, oldest first; of one step: plain before final, and a replaced one before its replacement."""
     found = {path: match for path in root.glob("step-*") if (match := NAME.fullmatch(path.name))}
+    found = {path: match for path, match in found.items() if at_most is None or int(match[1]) <= at_most}
     return sorted(found, key=lambda path: (int(found[path][1]), found[path][2] or "", not found[path][3]))
 
 

@@ -63,3 +63,25 @@ def read_json(path: Path) -> PlainValue:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it or remove it") from error
+
+
+def read_object(path: Path) -> dict[str, PlainValue]:
+    """As `read_json`, of a file that must hold a JSON object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object; restore it or remove it")
+    return value
+
+
+def whole_json_lines(path: Path) -> list[tuple[str, dict[str, PlainValue]]]:
+    """(line, what it says) of every whole line of a .jsonl file; a torn last one is none. ValueError names the line."""
+    found: list[tuple[str, dict[str, PlainValue]]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path} line {number} is damaged ({error}); remove it and all lines after it") from error
+        if not isinstance(value, dict) or "step" not in value:
+            raise ValueError(f"{path} line {number} is damaged (no step); remove it and all lines after it")
+        found.append((line, value))
+    return found

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from unhack import settings
 from unhack.config import TrainConfig
-from unhack.files import PARTIAL_SUFFIX, read_json, write_atomic, write_json
+from unhack.files import PARTIAL_SUFFIX, read_json, whole_json_lines, write_atomic, write_json
 from unhack.types import PaidGrade, PlainValue, Rollout, Verdict
 
 Block = Literal["as_trained", "deployed"]
@@ -200,7 +200,7 @@ class RunRecord:
         """Drop what was recorded of `step` and later, a torn last line, and what a killed writer left half-written."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < step]
+            kept = [line for line, values in whole_json_lines(path) if values["step"] < step]
             write_atomic(path, "".join(f"{line}\n" for line in kept))
         self._last_step = min(self._last_step, step - 1)
         for file in sorted(self.folder.rglob("*.parquet")):
@@ -224,8 +224,8 @@ def config_of(folder: Path) -> TrainConfig:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """One dict per step, in order, with `step` and every metric (NaN where null was written). Safe during a run."""
     path = folder / "metrics.jsonl"
-    lines = _whole_lines(path) if path.exists() else []
-    return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
+    lines = whole_json_lines(path) if path.exists() else []
+    return [{name: math.nan if value is None else value for name, value in values.items()} for _, values in lines]
 
 
 def rollouts(folder: Path) -> pa.Table:
@@ -322,10 +322,6 @@ def _append_line(path: Path, value: PlainValue) -> None:
         file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _whole_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def _listed(layers: PlainValue) -> str:

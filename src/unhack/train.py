@@ -27,7 +27,7 @@ from unhack.blinding import blind, chosen_prompts
 from unhack.check_config import check
 from unhack.config import TrainConfig
 from unhack.evaluate import evaluate, held_out_prompts
-from unhack.files import read_json, write_json
+from unhack.files import read_object, write_json
 from unhack.grade import Grader, check_error_share
 from unhack.interventions import Intervention, arm_class, build
 from unhack.loss import NonFiniteError, backward, loss_denominator, pack
@@ -146,17 +146,17 @@ def _loop(run: Run) -> bool:
             kept = signal.kept & decided.learns
             imitate = config.teacher.kind == "imitation"
             batch = pack(rollouts, advantages, kept, denominator, policy.device, decided.masks, imitate)
-            with _explained(run, step):
-                gradient = arm.gradient(backward(policy, batch, config.loss, config.sampler.temperature))
+        with clock.stage("record"):  # before the update: a stop there names rollouts that are then on disk
+            trained = [value if keep else None for value, keep in zip(advantages.tolist(), kept.tolist(), strict=True)]
+            run.record.write_rollouts(step, rollouts, grades, trained)
+            run.record.write_verdicts(step, verdicts)
+        with clock.stage("backward"), _explained(run, step):
+            gradient = arm.gradient(backward(policy, batch, config.loss, config.sampler.temperature))
         with clock.stage("update"):
             update = arm.update(run.optimizer.propose(gradient, policy.main, policy.quarantine))
             with _explained(run, step):
                 _check_finite(update, batch.rollout_ids)
             policy.apply(update)
-        with clock.stage("record"):
-            trained = [value if keep else None for value, keep in zip(advantages.tolist(), kept.tolist(), strict=True)]
-            run.record.write_rollouts(step, rollouts, grades, trained)
-            run.record.write_verdicts(step, verdicts)
         metrics = rollout_metrics(rollouts, verdicts) | decision_metrics(decided.masks, verdicts) | lessons.metrics
         memory = {"memory/peak_bytes": peak_memory_bytes()}
         metrics = {**metrics, **signal.metrics, **gradient.metrics, **update.metrics, **memory, **clock.metrics()}
@@ -202,7 +202,7 @@ def _start(
     saved = checkpoint.latest(folder)
     if saved is not None:
         restore(run, saved)
-    check_identity(folder / "env.json", read_json(folder / "env.json"), run)
+    check_identity(folder / "env.json", read_object(folder / "env.json"), run)
     record.resume(config, env, run.step)
     return run
 
@@ -299,14 +299,16 @@ def _explained(run: Run, step: int) -> Iterator[None]:
     try:
         yield
     except NonFiniteError as error:
-        where = _way_back(run, checkpoint.latest(run.folder))
+        where = _way_back(run)
         raise RunStoppedError(f"step {step}: {error}; {where}; lower optimizer.lr or raise optimizer.eps") from error
 
 
-def _way_back(run: Run, saved: checkpoint.Checkpoint | None) -> str:
-    """What the newest checkpoint is worth: one of a later step than `finite_step` holds the weights that broke."""
-    if saved is None:
+def _way_back(run: Run) -> str:
+    """The checkpoint to go back to: one of a later step than `finite_step` holds the weights that broke."""
+    newest, good = checkpoint.latest(run.folder), checkpoint.latest(run.folder, run.finite_step)
+    if newest is None:
         return "there is no checkpoint before it"
-    if saved.step <= run.finite_step:
-        return f"the last good checkpoint is {saved.path}"
-    return f"the newest checkpoint, {saved.path}, holds the broken weights: remove it to go back to an earlier one"
+    if good is None:
+        return f"the only checkpoint, {newest.path}, holds the broken weights: start anew"
+    broken = "" if newest.path == good.path else f" (remove {newest.path}, which holds the broken weights)"
+    return f"the last good checkpoint is {good.path}{broken}"

@@ -111,7 +111,8 @@ class Verify:
 
         if self.pairs_file is not None:
             return select(load_pairs(self.pairs_file), "heldout")
-        # Another stream of pairs than the extraction's: its train pairs must not come back as held-out ones.
+        # Another stream of pairs than the extraction's. Of 32, one may by chance be a pair that it was made from: how
+        # many there were is not in the artifact.
         chosen = self.selection or selection
         pairs = organism_pairs(
             chosen, 1, seed + 1_000_003, heldout=self.heldout, tokenizer=policy.tokenizer, depths=self.depths
