@@ -33,6 +33,7 @@ from unhack.experiment import (
     in_order,
     is_finished,
     last_line,
+    lock_holder,
     mark_failed,
     prepare_start,
     recorded_progress,
@@ -152,6 +153,10 @@ class RayEngine:
                     self._ray.cancel(task)
                 if going_on:
                     self._ray.wait(going_on, num_returns=len(going_on), timeout=TERMINATE_AFTER_S)
+                # A cancelled task counts as done at once, but its run still saves; Ray's end would kill it.
+                deadline = time.monotonic() + TERMINATE_AFTER_S
+                while any(map(lock_holder, tasks)) and time.monotonic() < deadline:
+                    time.sleep(POLL_S / 2)
 
 
 def work(folder: str, *needed: str) -> str:

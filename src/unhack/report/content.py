@@ -115,7 +115,7 @@ def _comparison_row(name: str, one: Comparison) -> tuple[Cell, ...]:
         Cell(name, (name,)),
         Cell(one.against, (one.against,)),
         Cell(_points(test.difference), (test.difference,)),
-        Cell("—" if few else f"{_points(low)} to {_points(high)}", (low, high)),
+        Cell("—" if few or math.isnan(low) else f"{_points(low)} to {_points(high)}", (low, high)),
         Cell(adjusted, (one.adjusted_p,)),
         Cell(p_value, (test.p_value,)),
         Cell(str(test.n), (test.n,)),
