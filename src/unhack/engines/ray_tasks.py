@@ -66,7 +66,10 @@ class RayEngine:
         self._ray = _installed_ray()
 
     def run(self, runs: Sequence[RunSpec], on_progress: OnProgress | None = None) -> list[RunProgress]:
-        """See `Engine`. Ctrl-C or SIGTERM asks the running ones to save and stop, then raises."""
+        """See `Engine`. Ctrl-C or SIGTERM asks the running ones to save and stop, then raises.
+
+        What Ray ends before it has saved goes on from its last checkpoint.
+        """
         check_runs(runs)
         open_runs = [run for run in in_order(runs) if not is_finished(run)]
         for run in open_runs:
