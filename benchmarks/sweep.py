@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 from machine import judge, print_machine
 from unhack.demo import demo_config
-from unhack.engines.local import run_all
-from unhack.experiment import RunSpec
+from unhack.experiments.engines.local import run_all
+from unhack.experiments.plan import ArmPlan, Plan, plan_runs
+from unhack.experiments.runs import RunSpec
 from unhack.machine import usable_cores
-from unhack.plan import ArmPlan, Plan, plan_runs
 
 
 class Flags(NamedTuple):

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unhack.experiment import RunSpec
-from unhack.plan import load_plan, plan_runs
+from unhack.experiments.plan import load_plan, plan_runs
+from unhack.experiments.runs import RunSpec
 
 SMALL = """
 name = "small"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unhack.config import TrainConfig
-from unhack.experiment import RunSpec
+from unhack.experiments.runs import RunSpec
 
 WORKER = """
 import fcntl, json, os, pathlib, signal, sys, time

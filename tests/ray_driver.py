@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unhack.engines.options import RayOptions
-from unhack.engines.ray_tasks import OBJECT_STORE_BYTES, RayEngine
-from unhack.experiment import RunProgress, lock_holder
-from unhack.plan import load_plan, needed_runs
-from unhack.prepare import prepare_directions
+from unhack.experiments.engines.options import RayOptions
+from unhack.experiments.engines.ray_tasks import OBJECT_STORE_BYTES, RayEngine
+from unhack.experiments.plan import load_plan, needed_runs
+from unhack.experiments.prepare import prepare_directions
+from unhack.experiments.runs import RunProgress, lock_holder
 
 
 def raylet(node: Any) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from run_folders import MODES, write_run
-from unhack.experiment import DONE_FILE
+from unhack.experiments.runs import DONE_FILE
 from unhack.files import write_json
 from unhack.loopholes import LOOPHOLES
 from unhack.record import RunRecord

@@ -19,7 +19,7 @@ from unhack.cli.show import ProgressScreen, duration, evaluation_table, results_
 from unhack.cli.single import Train
 from unhack.config import TrainConfig
 from unhack.evaluate import EvaluationTable
-from unhack.experiment import RunProgress
+from unhack.experiments.runs import RunProgress
 from unhack.files import write_json
 
 

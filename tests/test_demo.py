@@ -12,12 +12,12 @@ from unhack import cli, settings
 from unhack.config import ArmConfig
 from unhack.demo import demo_config, demo_plan
 from unhack.directions import load_direction
-from unhack.experiment import DONE_FILE
+from unhack.experiments.plan import Plan, check_plan, plan_runs, run_folder
+from unhack.experiments.prepare import prepare_directions
+from unhack.experiments.runs import DONE_FILE
 from unhack.files import write_json
 from unhack.interventions import arm_class
 from unhack.outcome import write_outcome
-from unhack.plan import Plan, check_plan, plan_runs, run_folder
-from unhack.prepare import prepare_directions
 from unhack.record import RunRecord
 
 

@@ -15,12 +15,12 @@ from experiment_files import small_file
 from pool_worker import spec
 from processes import running
 from unhack import cli, settings
-from unhack.engines.base import Engine, make_engine
-from unhack.engines.driver_lock import DriverLock, driver
-from unhack.engines.options import RayOptions, SlurmOptions
-from unhack.engines.slurm import SlurmEngine, array_script, by_stage, task_words
-from unhack.engines.task import main, run_at
-from unhack.experiment import (
+from unhack.experiments.engines.base import Engine, make_engine
+from unhack.experiments.engines.driver_lock import DriverLock, driver
+from unhack.experiments.engines.options import RayOptions, SlurmOptions
+from unhack.experiments.engines.slurm import SlurmEngine, array_script, by_stage, task_words
+from unhack.experiments.engines.task import main, run_at
+from unhack.experiments.runs import (
     RunSpec,
     in_order,
     mark_failed,
@@ -49,7 +49,7 @@ def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
 HOLDER = """
 import sys, time
 from pathlib import Path
-from unhack.engines.driver_lock import DriverLock
+from unhack.experiments.engines.driver_lock import DriverLock
 with DriverLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -151,7 +151,9 @@ def test_the_array_scripts_do_every_unfinished_run_once_after_those_that_it_need
     (binaries / "sbatch").chmod(0o755)
     # The real script with another program in the place of Python: it only tells what it would have run.
     array = engine.folder / "array.sh"
-    array.write_text(array.read_text().replace(f"exec {sys.executable} -m unhack.engines.task", "printf '%s|'"))
+    array.write_text(
+        array.read_text().replace(f"exec {sys.executable} -m unhack.experiments.engines.task", "printf '%s|'")
+    )
     seen = tmp_path / "seen"
     env = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "SEEN": str(seen)}
     done = subprocess.run(["bash", str(engine.submit_file)], env=env, capture_output=True, text=True, check=True)

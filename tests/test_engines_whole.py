@@ -12,12 +12,12 @@ import pytest
 
 from experiment_files import SMALL, done, kill_outright, small_file, small_runs, unhack
 from training_runs import assert_same, steps_done, wait_for
-from unhack.engines.local import run_all
-from unhack.engines.options import SlurmOptions
-from unhack.engines.slurm import SlurmEngine
-from unhack.experiment import RunSpec, is_finished, lock_holder
-from unhack.plan import load_plan, needed_runs
-from unhack.prepare import prepare_directions
+from unhack.experiments.engines.local import run_all
+from unhack.experiments.engines.options import SlurmOptions
+from unhack.experiments.engines.slurm import SlurmEngine
+from unhack.experiments.plan import load_plan, needed_runs
+from unhack.experiments.prepare import prepare_directions
+from unhack.experiments.runs import RunSpec, is_finished, lock_holder
 
 pytestmark = pytest.mark.slow
 LONG = SMALL.replace("seeds = [0, 1]", "seeds = [0]").replace("steps = 6", "steps = 20")

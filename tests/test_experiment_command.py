@@ -9,10 +9,10 @@ import pytest
 from experiment_files import SMALL, small_file, small_runs
 from run_folders import write_run
 from unhack import cli, settings
-from unhack.experiment import RunSpec, mark_failed, mark_finished
+from unhack.experiments.freeze import freeze, sections
+from unhack.experiments.plan import load_plan
+from unhack.experiments.runs import RunSpec, mark_failed, mark_finished
 from unhack.files import write_json
-from unhack.freeze import freeze, sections
-from unhack.plan import load_plan
 from unhack.record import RunRecord
 
 REGISTERED = (

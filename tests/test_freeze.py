@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unhack.freeze import (
+from unhack.experiments.freeze import (
     amend,
     check_unchanged,
     content_hash,
@@ -18,7 +18,7 @@ from unhack.freeze import (
     resolved,
     sections,
 )
-from unhack.plan import Plan, load_plan, run_folder
+from unhack.experiments.plan import Plan, load_plan, run_folder
 
 TEXT = """
 name = "main"

@@ -28,7 +28,7 @@ ROWS = (
     "advantage loss optim step_metrics blinding",
     "checkpoint record evaluate pool teacher",
     "train",
-    "experiment engines results hypotheses register plan prepare freeze",
+    "results hypotheses experiments",
     "plots curves outcome report organism demo completions grading",
     "cli __main__",
 )

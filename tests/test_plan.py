@@ -10,8 +10,8 @@ import pytest
 
 from unhack import settings
 from unhack.config import TrainConfig
-from unhack.experiment import check_runs
-from unhack.plan import REFERENCES, Plan, Reference, analysed_runs, load_plan, needed_runs, plan_runs
+from unhack.experiments.plan import REFERENCES, Plan, Reference, analysed_runs, load_plan, needed_runs, plan_runs
+from unhack.experiments.runs import check_runs
 
 PLAN = """
 seeds = [0, 3]

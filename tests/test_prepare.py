@@ -8,8 +8,8 @@ import pytest
 
 from unhack.directions import load_direction
 from unhack.directions.concept import load_concept
-from unhack.plan import Plan, concept_path, direction_path, load_plan, plan_runs
-from unhack.prepare import prepare_directions
+from unhack.experiments.plan import Plan, concept_path, direction_path, load_plan, plan_runs
+from unhack.experiments.prepare import prepare_directions
 
 TEXT = """
 seeds = [0, 1]

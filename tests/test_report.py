@@ -14,11 +14,12 @@ import pytest
 
 from report_folders import write_experiment, write_plan, write_rollouts
 from run_folders import write_run
-from unhack import cli, freeze, results
-from unhack.experiment import DONE_FILE
+from unhack import cli, results
+from unhack.experiments import freeze
+from unhack.experiments.plan import Plan, load_plan
+from unhack.experiments.runs import DONE_FILE
 from unhack.files import write_json
 from unhack.hypotheses import decide_all, observations
-from unhack.plan import Plan, load_plan
 from unhack.report import content, sections, write_report
 from unhack.report.read import arm_settings, frozen_plan, read_experiment
 from unhack.report.tables import Cell, Column, Table

@@ -17,9 +17,9 @@ from report_folders import MODES, write_experiment, write_plan, write_rollouts
 from run_folders import write_run
 from test_report_page import HOSTILE
 from unhack import results
-from unhack.experiment import DONE_FILE
+from unhack.experiments.plan import load_plan
+from unhack.experiments.runs import DONE_FILE
 from unhack.files import write_json
-from unhack.plan import load_plan
 from unhack.report import content, write_report
 from unhack.report.pack import Row, pack, run_rows
 from unhack.report.page import Content, render

@@ -14,8 +14,8 @@ from matplotlib.patches import Rectangle
 
 from report_folders import write_experiment, write_plan
 from unhack.directions import load_direction
-from unhack.plan import direction_path, load_plan
-from unhack.prepare import prepare_directions
+from unhack.experiments.plan import direction_path, load_plan
+from unhack.experiments.prepare import prepare_directions
 from unhack.report import figures, pareto
 from unhack.report.inline import inline_svg, svg_text
 from unhack.report.read import Experiment, read_experiment

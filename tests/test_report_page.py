@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from report_folders import MODES, sample, write_plan, write_rollouts
 from run_folders import write_run
 from unhack import results
-from unhack.experiment import DONE_FILE
+from unhack.experiments.plan import load_plan
+from unhack.experiments.runs import DONE_FILE
 from unhack.files import write_json
 from unhack.loopholes import LOOPHOLES
 from unhack.loopholes import MODES as ALL_MODES
-from unhack.plan import load_plan
 from unhack.report import content
 from unhack.report.exploit import exploit_spans
 from unhack.report.pack import Packed, pack, pack_chunk

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from unhack.config import EvaluationConfig, TrainConfig
 from unhack.directions import DirectionRecipe
-from unhack.plan import ArmPlan, DirectionPlan, Plan, check_plan
+from unhack.experiments.plan import ArmPlan, DirectionPlan, Plan, check_plan
 
 LOOPHOLE = "run_tests"  # V is made from the pairs of this one only; the policy can learn four
 

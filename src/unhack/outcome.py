@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unhack import curves, freeze, plots, results
-from unhack.experiment import is_finished
+from unhack import curves, plots, results
+from unhack.experiments import freeze
+from unhack.experiments.plan import Plan, analysed_runs, plan_runs
+from unhack.experiments.runs import is_finished
 from unhack.files import write_atomic
 from unhack.hypotheses import decide_all, observations
-from unhack.plan import Plan, analysed_runs, plan_runs
 from unhack.results import ArmResult, RunResult
 from unhack.stats import Interval, mean_sem
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from unhack.engines.options import RayOptions, SlurmOptions
+from unhack.experiments.engines.options import RayOptions, SlurmOptions
 
 if TYPE_CHECKING:
-    from unhack.experiment import RunProgress, RunSpec
-    from unhack.freeze import Section
-    from unhack.plan import Plan
+    from unhack.experiments.freeze import Section
+    from unhack.experiments.plan import Plan
+    from unhack.experiments.runs import RunProgress, RunSpec
 
 FAILED = 1
 
@@ -33,7 +33,7 @@ class OnExperiment:
 
     def load(self) -> tuple[Plan, Path]:
         """The plan, checked, and its folder."""
-        from unhack.plan import load_plan
+        from unhack.experiments.plan import load_plan
 
         plan = load_plan(self.file)
         return plan, self.folder or Path("runs") / plan.name
@@ -45,8 +45,8 @@ class ShowPlan(OnExperiment):
 
     def run(self) -> int:
         """Print it; ValueError if the file is wrong or is not what was frozen."""
-        from unhack.freeze import check_unchanged, plan_hash
-        from unhack.plan import needed_runs
+        from unhack.experiments.freeze import check_unchanged, plan_hash
+        from unhack.experiments.plan import needed_runs
 
         plan, folder = self.load()
         frozen = check_unchanged(plan, folder)
@@ -77,14 +77,14 @@ class Run(OnExperiment):
 
     def drive(self, plan: Plan, folder: Path) -> int:
         """Check, freeze, prepare and run, as the only driver of the folder; show the outcome of what is finished."""
-        from unhack import freeze
         from unhack.cli.quiet import quiet_libraries
         from unhack.cli.show import ProgressScreen, make_console
-        from unhack.engines.base import make_engine
-        from unhack.engines.driver_lock import DriverLock
-        from unhack.experiment import check_runs
-        from unhack.plan import needed_runs
-        from unhack.prepare import prepare_directions
+        from unhack.experiments import freeze
+        from unhack.experiments.engines.base import make_engine
+        from unhack.experiments.engines.driver_lock import DriverLock
+        from unhack.experiments.plan import needed_runs
+        from unhack.experiments.prepare import prepare_directions
+        from unhack.experiments.runs import check_runs
 
         if self.max_runs is not None and self.max_runs < 1:
             raise ValueError(f"max-runs is {self.max_runs}: use at least 1")
@@ -120,7 +120,7 @@ class Resume(Run):
 
     def run(self) -> int:
         """1 if a run failed, 0 otherwise; ValueError if nothing was started there."""
-        from unhack.freeze import sections
+        from unhack.experiments.freeze import sections
 
         plan, folder = self.load()
         if not sections(folder):
@@ -135,10 +135,10 @@ class Status(OnExperiment):
     def run(self) -> int:
         """Print the table, who drives the experiment, and whether the plan is the frozen one."""
         from unhack.cli.show import make_console, runs_table
-        from unhack.engines.driver_lock import driver
-        from unhack.experiment import recorded_progress
-        from unhack.freeze import differences, resolved, sections
-        from unhack.plan import plan_runs
+        from unhack.experiments.engines.driver_lock import driver
+        from unhack.experiments.freeze import differences, resolved, sections
+        from unhack.experiments.plan import plan_runs
+        from unhack.experiments.runs import recorded_progress
 
         plan, folder = self.load()
         frozen = sections(folder)
@@ -171,7 +171,7 @@ class Report(OnExperiment):
     def run(self) -> int:
         """ValueError if the plan was never frozen or has changed since."""
         from unhack.cli.many import show_outcome
-        from unhack.freeze import check_unchanged
+        from unhack.experiments.freeze import check_unchanged
         from unhack.report import write_report
 
         plan, folder = self.load()
@@ -195,10 +195,10 @@ class Amend(OnExperiment):
 
     def run(self) -> int:
         """ValueError if nothing was frozen or changed, or if a run that was started would need other settings."""
-        from unhack.engines.driver_lock import DriverLock
-        from unhack.experiment import check_runs
-        from unhack.freeze import amend, sections
-        from unhack.plan import plan_runs
+        from unhack.experiments.engines.driver_lock import DriverLock
+        from unhack.experiments.freeze import amend, sections
+        from unhack.experiments.plan import plan_runs
+        from unhack.experiments.runs import check_runs
 
         plan, folder = self.load()
         if not sections(folder):
@@ -214,8 +214,8 @@ class Amend(OnExperiment):
 def plan_lines(plan: Plan, runs: Sequence[RunSpec]) -> list[str]:
     """What `unhack experiment plan` prints."""
     from unhack.cli.show import duration
-    from unhack.plan import references
-    from unhack.register import described
+    from unhack.experiments.plan import references
+    from unhack.experiments.preregistration import described
 
     seconds = run_seconds(runs)
     times = "time per run not known before the first is finished"
@@ -250,7 +250,7 @@ def plan_lines(plan: Plan, runs: Sequence[RunSpec]) -> list[str]:
 
 def run_seconds(runs: Sequence[RunSpec]) -> list[float]:
     """Wall seconds of the finished runs that one process did from beginning to end."""
-    from unhack.experiment import DONE_FILE, is_finished
+    from unhack.experiments.runs import DONE_FILE, is_finished
     from unhack.files import read_json
 
     whole = [run for run in runs if is_finished(run) and not (run.folder / "resumes.json").exists()]

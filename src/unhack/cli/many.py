@@ -13,7 +13,7 @@ from unhack.cli.parse import HasConfig
 from unhack.config import TrainConfig
 
 if TYPE_CHECKING:
-    from unhack.plan import Plan
+    from unhack.experiments.plan import Plan
 
 DEMO_STEPS = 50
 
@@ -69,8 +69,8 @@ class Results:
 
     def run(self) -> int:
         """Read the finished runs, print the table, write the files; a plan that was frozen must be this one."""
-        from unhack.freeze import check_unchanged
-        from unhack.plan import load_plan
+        from unhack.experiments.freeze import check_unchanged
+        from unhack.experiments.plan import load_plan
 
         plan = load_plan(self.file)
         folder = self.folder or Path("runs") / plan.name
@@ -84,11 +84,11 @@ def run_plan(plan: Plan, folder: Path, processes: int) -> int:
     from unhack.cli.experiment import conclude
     from unhack.cli.quiet import quiet_libraries
     from unhack.cli.show import ProgressScreen, make_console
-    from unhack.engines.driver_lock import DriverLock
-    from unhack.engines.local import run_all
-    from unhack.experiment import check_runs
-    from unhack.plan import plan_runs
-    from unhack.prepare import prepare_directions
+    from unhack.experiments.engines.driver_lock import DriverLock
+    from unhack.experiments.engines.local import run_all
+    from unhack.experiments.plan import plan_runs
+    from unhack.experiments.prepare import prepare_directions
+    from unhack.experiments.runs import check_runs
 
     console = make_console()
     quiet_libraries()

@@ -34,7 +34,7 @@ class Report:
         """Write the report and print where it is."""
         from unhack.cli.quiet import quiet_libraries
         from unhack.cli.show import make_console
-        from unhack.plan import load_plan
+        from unhack.experiments.plan import load_plan
         from unhack.report import write_report
 
         if math.isnan(self.rollouts_mb) or self.rollouts_mb < 0:

@@ -21,7 +21,7 @@ from rich.text import Text
 from unhack import settings
 from unhack.config import TrainConfig
 from unhack.evaluate import EvaluationTable
-from unhack.experiment import RunProgress, total_seconds_left
+from unhack.experiments.runs import RunProgress, total_seconds_left
 from unhack.results import COLUMNS, ArmResult, caveat, sentence, table_cells
 
 PLAIN_EVERY_S = 30.0  # without a terminal, one line of progress this often

@@ -18,13 +18,13 @@ from scipy.stats import ks_2samp
 from unhack import model, record
 from unhack.adapters.policy import Policy
 from unhack.config import TrainConfig
-from unhack.engines.local import run_all
 from unhack.evaluate import EvaluationRow, pool, row_from_record
-from unhack.experiment import RunProgress, check_model
+from unhack.experiments.engines.local import run_all
+from unhack.experiments.plan import ArmPlan, Plan, plan_runs
+from unhack.experiments.runs import RunProgress, check_model
 from unhack.grade import Grader
 from unhack.organism.build import BuildConfig, read_build
 from unhack.organism.corpus import corpus
-from unhack.plan import ArmPlan, Plan, plan_runs
 from unhack.prompts import evaluation_prompts
 from unhack.rollout.native import NativeSampler
 from unhack.sandbox import Sandbox

@@ -13,10 +13,10 @@ from typing import Any
 
 from unhack import record, results, settings
 from unhack.config import TrainConfig
-from unhack.experiment import DONE_FILE
+from unhack.experiments.freeze import Section, sections
+from unhack.experiments.plan import Plan, analysed_runs, load_plan
+from unhack.experiments.runs import DONE_FILE
 from unhack.files import read_json
-from unhack.freeze import Section, sections
-from unhack.plan import Plan, analysed_runs, load_plan
 from unhack.results import BASELINE, ArmResult, RunResult
 
 RUN_NAME = re.compile(r"(.+)-seed-(\d+)")

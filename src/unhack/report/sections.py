@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from unhack import __version__, results
-from unhack.freeze import plan_hash
+from unhack.experiments.freeze import plan_hash
 from unhack.report import figures, pareto
 from unhack.report.figures import Panel
 from unhack.report.inline import inline_svg

@@ -9,9 +9,9 @@ from pathlib import Path
 from unhack import model
 from unhack.adapters import Policy
 from unhack.directions import load_direction, recipe_pairs, verify
+from unhack.experiments.plan import Plan, direction_path
 from unhack.files import read_json, write_json
 from unhack.pairs import select
-from unhack.plan import Plan, direction_path
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from unhack.experiments.freeze import check_unchanged
+from unhack.experiments.plan import Plan
 from unhack.files import write_atomic
-from unhack.freeze import check_unchanged
-from unhack.plan import Plan
 from unhack.report import content
 from unhack.report.pack import pack
 from unhack.report.page import Content, render

@@ -14,8 +14,8 @@ import pytest
 
 from pool_worker import spec, starts, worker
 from unhack import settings
-from unhack.engines.local import run_all
-from unhack.experiment import (
+from unhack.experiments.engines.local import run_all
+from unhack.experiments.runs import (
     RunProgress,
     RunSpec,
     check_model,
@@ -78,7 +78,7 @@ def test_sigterm_lets_the_running_ones_save_and_leaves_no_child(tmp_path: Path) 
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from pool_worker import spec, worker
-from unhack.engines.local import run_all
+from unhack.experiments.engines.local import run_all
 run = spec(Path({str(tmp_path)!r}), "a", steps=1000)
 run_all([run], 1, poll_s=0.02, command=lambda one: worker(one, pause_s=0.02))
 """
@@ -103,7 +103,7 @@ def test_after_a_driver_is_killed_outright_its_running_child_is_waited_for_and_t
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from pool_worker import spec, worker
-from unhack.engines.local import run_all
+from unhack.experiments.engines.local import run_all
 run_all([spec(Path({str(tmp_path)!r}), "a", steps=40)], 1, poll_s=0.02, command=lambda one: worker(one, pause_s=0.1))
 """
     driver = subprocess.Popen([sys.executable, "-c", script])

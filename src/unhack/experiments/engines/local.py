@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unhack.engines.base import ONE_THREAD, OnProgress
-from unhack.experiment import (
+from unhack.experiments.engines.base import ONE_THREAD, OnProgress
+from unhack.experiments.runs import (
     RunProgress,
     RunSpec,
     Started,

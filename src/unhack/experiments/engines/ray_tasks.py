@@ -1,7 +1,7 @@
 """Every run as one Ray task, on this machine or on a cluster whose nodes share the experiment's folder.
 
-A task starts `unhack.engines.task` as a process and waits for it. When a node or a process is lost, Ray starts the task
-again elsewhere, which resumes from the last checkpoint. `after` becomes a dependency between tasks. Needs the extra
+A task starts `engines.task` as a process and waits for it. When a node or a process is lost, Ray starts the task again
+elsewhere, which resumes from the last checkpoint. `after` becomes a dependency between tasks. Needs the extra
 `unhack[ray]` here, and the same unhack on every node.
 
 Not here: copying folders between machines that share none.
@@ -22,11 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unhack.engines.base import ONE_THREAD, OnProgress
-from unhack.engines.local import TERMINATE_AFTER_S, sigterm_raises
-from unhack.engines.options import RayOptions
-from unhack.engines.task import SAVED, run_at
-from unhack.experiment import (
+from unhack.experiments.engines.base import ONE_THREAD, OnProgress
+from unhack.experiments.engines.local import TERMINATE_AFTER_S, sigterm_raises
+from unhack.experiments.engines.options import RayOptions
+from unhack.experiments.engines.task import SAVED, run_at
+from unhack.experiments.runs import (
     RunProgress,
     RunSpec,
     check_runs,
@@ -170,7 +170,7 @@ def work(folder: str, *needed: str) -> str:
     run = run_at(Path(folder))
     if any(needed):
         return f"not started: a run that it needs failed ({next(filter(None, needed))})"
-    words = [sys.executable, "-m", "unhack.engines.task", folder, "--parent", str(os.getpid())]
+    words = [sys.executable, "-m", "unhack.experiments.engines.task", folder, "--parent", str(os.getpid())]
     with run.log_file.open("ab") as log:
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | ONE_THREAD

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from unhack.engines.options import EngineName, RayOptions, SlurmOptions
-from unhack.experiment import RunProgress, RunSpec
+from unhack.experiments.engines.options import EngineName, RayOptions, SlurmOptions
+from unhack.experiments.runs import RunProgress, RunSpec
 
 OnProgress: TypeAlias = Callable[[Sequence[RunProgress]], None]
 # One thread per process: on shared cores two threads are slower than one, and sums depend on the count.
@@ -37,13 +37,13 @@ def make_engine(
     if processes < 1:
         raise ValueError(f"processes is {processes}: use at least 1")
     if name == "ray":
-        from unhack.engines.ray_tasks import RayEngine
+        from unhack.experiments.engines.ray_tasks import RayEngine
 
         return RayEngine(processes, ray or RayOptions())
     if name == "slurm":
-        from unhack.engines.slurm import SlurmEngine
+        from unhack.experiments.engines.slurm import SlurmEngine
 
         return SlurmEngine(folder, slurm or SlurmOptions())
-    from unhack.engines.local import LocalEngine
+    from unhack.experiments.engines.local import LocalEngine
 
     return LocalEngine(processes)

@@ -13,7 +13,7 @@
     arm = { name = "push", direction = "run_tests", push_profile = "erase_gradient" }
     [files]                                 # names for files and folders that are there already, beside this one
     pool = "pools/base.parquet"
-    [hypotheses.H4]                         # hypotheses, exclusions, stop: see register.py
+    [hypotheses.H4]                         # hypotheses, exclusions, stop: see preregistration.py
     kind = "emergence"
 
 Some settings name another thing of the plan (`REFERENCES`): in an arm, `direction` names an entry of `directions`, and
@@ -37,10 +37,7 @@ from unhack.check_config import check
 from unhack.config import AdapterConfig, ArmConfig, TrainConfig
 from unhack.directions import DirectionRecipe
 from unhack.directions.concept import ConceptRecipe
-from unhack.experiment import RunSpec, in_order
-from unhack.hypotheses import Hypothesis
-from unhack.interventions import arm_class
-from unhack.register import (
+from unhack.experiments.preregistration import (
     Exclusions,
     StopRule,
     check_hypotheses,
@@ -50,6 +47,9 @@ from unhack.register import (
     read_hypotheses,
     read_stop,
 )
+from unhack.experiments.runs import RunSpec, in_order
+from unhack.hypotheses import Hypothesis
+from unhack.interventions import arm_class
 from unhack.types import PlainValue
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from unhack import __version__, settings
+from unhack.experiments.plan import ConceptPlan, DirectionPlan, Plan, plan_runs
 from unhack.files import read_json, write_json
 from unhack.machine import git_commit
-from unhack.plan import ConceptPlan, DirectionPlan, Plan, plan_runs
 from unhack.types import PlainValue
 
 FOLDER = "plan"

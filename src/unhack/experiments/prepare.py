@@ -12,10 +12,18 @@ from unhack.adapters import Policy
 from unhack.config import AdapterConfig
 from unhack.directions import DirectionRecipe, load_direction, organism_direction, recipe_pairs, save_direction
 from unhack.directions.concept import ConceptRecipe, concept_pairs, load_concept, organism_concept, save_concept
-from unhack.experiment import check_recorded, check_runs
+from unhack.experiments.plan import (
+    ConceptPlan,
+    DirectionPlan,
+    Plan,
+    concept_path,
+    direction_path,
+    plan_runs,
+    references,
+)
+from unhack.experiments.runs import check_recorded, check_runs
 from unhack.model import LoadedModel
 from unhack.pairs import pairs_hash, select
-from unhack.plan import ConceptPlan, DirectionPlan, Plan, concept_path, direction_path, plan_runs, references
 
 
 def prepare_directions(plan: Plan, folder: Path) -> dict[Path, str]:

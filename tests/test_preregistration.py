@@ -8,6 +8,14 @@ from typing import Any
 
 import pytest
 
+from unhack.experiments.preregistration import (
+    KINDS,
+    check_hypotheses,
+    described,
+    read_exclusions,
+    read_hypotheses,
+    read_stop,
+)
 from unhack.hypotheses import (
     Contrast,
     Emergence,
@@ -19,7 +27,6 @@ from unhack.hypotheses import (
     h5_generalisation,
     h6_routing,
 )
-from unhack.register import KINDS, check_hypotheses, described, read_exclusions, read_hypotheses, read_stop
 
 CONTROLS = {"erase": ("random", "shuffled")}
 

@@ -1,4 +1,6 @@
-"""One run as one process that anyone can start, again and again: `python -m unhack.engines.task RUN_FOLDER`.
+"""One run as one process that anyone can start, again and again.
+
+    python -m unhack.experiments.engines.task RUN_FOLDER
 
 Ray tasks and SLURM array tasks start it on a shared folder. It waits for whoever still works on the run, does nothing
 if the run is finished, resumes from the last checkpoint if it was started, and marks it finished or failed. On SIGTERM
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unhack import settings
-from unhack.experiment import RunSpec, is_finished, lock_holder, mark_failed, mark_finished
+from unhack.experiments.runs import RunSpec, is_finished, lock_holder, mark_failed, mark_finished
 from unhack.files import read_json
 
 SAVED = 75  # EX_TEMPFAIL: asked to stop and saved; start it again to go on

@@ -15,9 +15,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unhack.engines.base import ONE_THREAD, OnProgress
-from unhack.engines.options import SlurmOptions
-from unhack.experiment import RunProgress, RunSpec, check_runs, in_order, is_finished, prepare_start, recorded_progress
+from unhack.experiments.engines.base import ONE_THREAD, OnProgress
+from unhack.experiments.engines.options import SlurmOptions
+from unhack.experiments.runs import (
+    RunProgress,
+    RunSpec,
+    check_runs,
+    in_order,
+    is_finished,
+    prepare_start,
+    recorded_progress,
+)
 from unhack.files import write_atomic
 
 SAVE_BEFORE_END_S = 120  # SIGTERM comes this long before the time is over: a step and a checkpoint fit into it
@@ -68,7 +76,7 @@ def by_stage(runs: Sequence[RunSpec]) -> list[list[RunSpec]]:
 
 
 def task_words(run: RunSpec) -> list[str]:
-    """The arguments of `unhack.engines.task` for one run."""
+    """The arguments of `unhack.experiments.engines.task` for one run."""
     after = ["--after", *map(str, run.after)] if run.after else []
     return [str(run.folder), *after]
 
@@ -90,7 +98,7 @@ def array_script(options: SlurmOptions) -> str:
 export {exports}
 words=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$1")
 # exec: the signal must reach the run itself. eval: the line holds quoted words.
-eval "exec {shlex.quote(sys.executable)} -m unhack.engines.task $words"
+eval "exec {shlex.quote(sys.executable)} -m unhack.experiments.engines.task $words"
 """
 
 
