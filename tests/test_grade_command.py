@@ -22,7 +22,7 @@ from unhack.completions import BadRow, Completion, Reader
 from unhack.grading import COLUMNS, Graders, Output, grade_file, origin_of
 from unhack.loopholes import CALL_MODES, LOOPHOLES
 from unhack.sandbox import Sandbox
-from unhack.sandbox.pool import _Worker
+from unhack.sandbox.worker import Worker
 from unhack.types import Case, PlainValue, Problem
 
 CASES = {3: 3, 4: 4, -5: -5}
@@ -325,15 +325,15 @@ def test_the_exit_status_is_0_only_when_every_row_was_graded(
     said = capsys.readouterr()
     assert len(said.err.splitlines()) == 1 and "problems.jsonl line 2 is no problem" in said.err  # no bar: no terminal
     assert "n = 3: 1 passed, 2 failed, 0 error" in said.out
-    execute = _Worker.execute
+    send = Worker.send
 
-    def killing(worker: _Worker, request: tuple[bytes, bytes]) -> tuple[dict[str, Any], bytes]:
+    def killing(worker: Worker, request: tuple[bytes, bytes]) -> None:
         worker.ready()
         if b"POISON" in request[1]:
             os.kill(worker.process.pid, signal.SIGKILL)
-        return execute(worker, request)
+        send(worker, request)
 
-    monkeypatch.setattr(_Worker, "execute", killing)  # the fault is injected; the death and the recovery are real
+    monkeypatch.setattr(Worker, "send", killing)  # the fault is injected; the death and the recovery are real
     assert cli.main(grade_words(tmp_path, "error.jsonl")) == 1
     poisoned = results(tmp_path / "error.jsonl")[2]
     assert (poisoned["status"], poisoned["reason"], poisoned["reward"]) == ("error", "infra_error", 0.0)

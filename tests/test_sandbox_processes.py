@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from submissions import SLOW, descendants, program, run_one, wait_until, worker_pids
 from unhack.sandbox import LEVELS, Job, Probe, Sandbox, doctor
 from unhack.sandbox.confinement import OPTIONAL
-from unhack.sandbox.pool import _remove_tree, _Worker
+from unhack.sandbox.worker import Worker, remove_tree
 
 LINUX = sys.platform == "linux"
 on_linux = pytest.mark.skipif(not LINUX, reason="reads /proc")
@@ -159,6 +161,41 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
+def _sleeper(index: int, seconds: float) -> Job:
+    return Job(str(index), program(f"import time\ntime.sleep({seconds})\nreturn x"), "", (f"solution.solve({index})",))
+
+
+def test_an_execution_is_handed_out_while_the_workers_go_on() -> None:
+    with Sandbox(workers=1) as pool, contextlib.closing(pool.stream([_sleeper(0, 0), _sleeper(1, 1)])) as stream:
+        start = time.monotonic()
+        values = [execution.results[0].value for execution in itertools.islice(stream, 1)]
+        assert time.monotonic() - start < 0.7
+        time.sleep(1.0)  # what the caller does meanwhile costs the worker nothing
+        values += [execution.results[0].value for execution in stream]
+        assert values == [0, 1] and time.monotonic() - start < 1.7
+
+
+@pytest.mark.parametrize(("how", "workers"), [("closed", 1), ("interrupted", 2)])
+def test_a_stream_that_is_stopped_ends_at_once_and_the_next_one_is_right(how: str, workers: int) -> None:
+    threads = threading.active_count()
+    with Sandbox(workers=workers, wall_s=60.0) as pool:
+        start, folders = time.monotonic(), [worker.folder for worker in pool._workers]
+        slow = [_sleeper(0, 0), *(_sleeper(index, 14) for index in range(1, 8))]
+        if how == "closed":
+            with contextlib.closing(pool.stream(slow)) as stream:
+                assert next(stream).results[0].value == 0
+        else:
+            timer = threading.Timer(0.5, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                pool.run(slow)
+            timer.join()
+        assert time.monotonic() - start < 5.0
+        assert threading.active_count() == threads and not any(map(os.path.exists, folders))
+        again = pool.run([_sleeper(index, 0) for index in range(6)])
+        assert [execution.results[0].value for execution in again] == list(range(6))
+
+
 @on_linux
 def test_a_killed_guard_takes_its_worker_and_their_child_along() -> None:
     with Sandbox(wall_s=50.0) as pool:
@@ -176,16 +213,16 @@ def test_a_killed_guard_takes_its_worker_and_their_child_along() -> None:
 def test_a_job_whose_worker_dies_twice_is_an_infra_error_and_the_others_are_graded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    execute, attempts = _Worker.execute, []
+    send, attempts = Worker.send, []
 
-    def killing(worker: _Worker, request: tuple[bytes, bytes]) -> tuple[dict[str, Any], bytes]:
+    def killing(worker: Worker, request: tuple[bytes, bytes]) -> None:
         worker.ready()
         if b"POISON" in request[1]:
             attempts.append(worker.process.pid)
             os.kill(worker.process.pid, signal.SIGKILL)
-        return execute(worker, request)
+        send(worker, request)
 
-    monkeypatch.setattr(_Worker, "execute", killing)  # the fault is injected; the death and the recovery are real
+    monkeypatch.setattr(Worker, "send", killing)  # the fault is injected; the death and the recovery are real
     with Sandbox(workers=1) as pool:
         sources = [program("return x") + mark for mark in ("#a", "#POISON", "#b")]
         executions = pool.run([Job(source, source, "", ("solution.solve(1)",)) for source in sources])
@@ -267,7 +304,7 @@ def test_the_trainer_removes_what_a_killed_worker_left_however_deep(tmp_path: Pa
             Path("file").touch()
     finally:
         os.chdir(here)
-    _remove_tree(str(tmp_path))
+    remove_tree(str(tmp_path))
     assert not tmp_path.exists() and os.path.isdir("/etc")
 
 

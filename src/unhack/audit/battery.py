@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -114,11 +114,12 @@ class _Recorder(Sandbox):
 
     executions: list[Execution]
 
-    def run(self, jobs: Sequence[Job]) -> list[Execution]:
+    def stream(self, jobs: Sequence[Job]) -> Generator[Execution, None, None]:
         """As the sandbox's own."""
         self.executions = []
-        self.executions = super().run(jobs)
-        return self.executions
+        for execution in super().stream(jobs):
+            self.executions.append(execution)
+            yield execution
 
 
 class _Battery:

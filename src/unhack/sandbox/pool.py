@@ -1,26 +1,11 @@
-"""The trusted side: starts workers, hands them jobs, owns the last deadline, and replaces what dies.
-
-Workers are exec'd, never forked from the trainer (forking a process of some GB costs a hundred times as much). Python
-leaves `subprocess` to use vfork + exec here, since the new session is its only extra.
-"""
+"""The trusted side: starts workers, hands them jobs, and replaces what dies."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import queue
-import select
-import signal
-import struct
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -28,152 +13,34 @@ from unhack.sandbox import canary, levels
 from unhack.sandbox.confinement import OPTIONAL
 from unhack.sandbox.kernel import PR_SET_DUMPABLE, prctl
 from unhack.sandbox.wire import ERROR_REASONS, Execution, Job, ProtocolError, encode_job, infra_error, to_execution
+from unhack.sandbox.worker import LayerUnavailable, Worker, WorkerDied
 
 _CLOSED = "the sandbox is closed: use `with Sandbox(...) as sandbox:`"
-START_S = 60.0
-CLOSE_S = 1.0
-MARGIN_S = 20.0  # beyond the worker's own wall ceiling before the worker itself is given up
-LARGEST_REPLY_BYTES = 8 * 2**20
 
 
-class WorkerDied(Exception):
-    """The worker did not answer: it was killed, hangs, or answers nonsense."""
+class _Batch:
+    """The distinct jobs of one call, what is left of them to do, and what came of them."""
 
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        distinct: dict[tuple[object, ...], int] = {}
+        self.order = [distinct.setdefault((job.source, job.setup, job.calls, job.probe), len(distinct)) for job in jobs]
+        first = dict(zip(reversed(self.order), reversed(jobs), strict=True))
+        self.jobs = [first[index] for index in range(len(distinct))]
+        self.todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for index in range(len(self.jobs)):
+            self.todo.put(index)
+        self.done: list[Execution | None] = [None] * len(self.jobs)
+        self.stopped = False
 
-class LayerUnavailable(Exception):
-    """A layer cannot be had here; the arguments are its name and why. The worker ended itself."""
-
-
-class _Worker:
-    """One zygote process with its two pipes and its folder."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.answer_s = 2 * settings["wall_ceiling_s"] + MARGIN_S  # the exit probe runs a second child
-        self.report: dict[str, Any] | None = None
-        self.folder = tempfile.mkdtemp(prefix="unhack-worker-")
-        os.chmod(self.folder, 0o711)  # children run under another uid and must reach their own folder inside
-        script = Path(__file__).with_name("zygote.py")
-        self.process = subprocess.Popen(
-            # -I would also ignore the hash seed, and set order must not differ between workers or runs. Nobody reads
-            # a traceback, so no columns are kept for one: they make compiling slower.
-            [sys.executable, "-s", "-P", "-S", "-B", "-X", "utf8", "-X", "no_debug_ranges", str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=self.folder,
-            env={"PYTHONHASHSEED": "0"},
-            start_new_session=True,
-            bufsize=0,
-        )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.requests, self.replies = self.process.stdin.fileno(), self.process.stdout.fileno()
-        os.set_blocking(self.requests, False)
-        os.set_blocking(self.replies, False)
-        self.hello = json.dumps(settings).encode()
-
-    def ready(self) -> dict[str, Any]:
-        """Wait for the worker's start (once): which `layers` hold in it, and why others `failed`.
-
-        Raises WorkerDied, LayerUnavailable.
-        """
-        if self.report is None:
-            report = self._exchange((self.hello, b""), START_S)[0]
-            for name, reason in report.get("unavailable", {}).items():
-                raise LayerUnavailable(name, reason)
-            self.report = report
-        return self.report
-
-    def execute(self, request: tuple[bytes, bytes]) -> tuple[dict[str, Any], bytes]:
-        """Send one job and wait for (header, record). Raises WorkerDied, LayerUnavailable."""
-        self.ready()
-        return self._exchange(request, self.answer_s)
-
-    def _exchange(self, request: tuple[bytes, bytes], timeout_s: float) -> tuple[dict[str, Any], bytes]:
-        deadline = time.monotonic() + timeout_s
-        try:
-            self._write(struct.pack("<II", *map(len, request)) + b"".join(request), deadline)
-            head_bytes, body_bytes = struct.unpack("<II", self._read(8, deadline))
-            if head_bytes + body_bytes > LARGEST_REPLY_BYTES:
-                raise WorkerDied
-            data = self._read(head_bytes + body_bytes, deadline)
-            return json.loads(data[:head_bytes]), data[head_bytes:]
-        except (OSError, ValueError) as error:
-            raise WorkerDied from error
-
-    def _write(self, data: bytes, deadline: float) -> None:
-        rest = memoryview(data)
-        while rest:
-            try:
-                rest = rest[os.write(self.requests, rest) :]
-            except BlockingIOError:
-                self._await(self.requests, select.POLLOUT, deadline)
-
-    def _read(self, length: int, deadline: float) -> bytes:
-        parts: list[bytes] = []
-        while length:
-            try:
-                part = os.read(self.replies, length)
-            except BlockingIOError:
-                self._await(self.replies, select.POLLIN, deadline)
-                continue
-            if not part:
-                raise WorkerDied
-            parts.append(part)
-            length -= len(part)
-        return b"".join(parts)
-
-    def _await(self, handle: int, event: int, deadline: float) -> None:
-        poller = select.poll()
-        poller.register(handle, event)
-        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise WorkerDied
-
-    def hang_up(self) -> None:
-        """Close the worker's pipes, at which it ends by itself."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def close(self) -> None:
-        """End the worker and everything it left: its process, its children's group, its folder."""
-        self.hang_up()
-        # It sees that and ends; outside its namespace a guard collects it, so that no zombie goes to process 1.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(CLOSE_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        # A child that its worker left behind dies by its parent-death signal, perhaps while its folder is removed.
-        for _ in range(20):
-            with contextlib.suppress(OSError):
-                _remove_tree(self.folder)
-            if not os.path.exists(self.folder):
-                return
-            time.sleep(0.01)
-
-
-def _remove_tree(folder: str) -> None:
-    """Remove a folder however deep it is, without the working directory, which all threads of the trainer share.
-
-    What lies in a subfolder moves up beside it, so no path has more than two names below `folder`.
-    """
-    serial = 0
-    os.chmod(folder, 0o700)
-    while names := os.listdir(folder):
-        for path in (f"{folder}/{name}" for name in names):
-            if os.path.islink(path) or not os.path.isdir(path):
-                os.unlink(path)
-                continue
-            os.chmod(path, 0o700)
-            for inner in os.listdir(path):
-                below, serial = f"{path}/{inner}", serial + 1
-                if os.path.isdir(below) and not os.path.islink(below):
-                    os.chmod(below, 0o700)  # a folder that may not be written cannot be moved
-                    os.rename(below, f"{folder}/moved-{time.monotonic_ns()}-{serial}")
-                else:
-                    os.unlink(below)
-            os.rmdir(path)
-    os.rmdir(folder)
+    def ready(self, start: int) -> list[Execution]:
+        """The executions that are there from place `start` on, up to the first that is not."""
+        found = []
+        for index in self.order[start:]:
+            execution = self.done[index]
+            if execution is None:
+                break
+            found.append(execution)
+        return found
 
 
 class Sandbox:
@@ -217,7 +84,7 @@ class Sandbox:
             "wall_ceiling_s": max(wall_s, wall_ceiling_s),
             "without": list(without),
         }
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._reported: dict[str, bool] = {}
         self._proved: dict[str, bool] = {}
         self.failed: dict[str, str] = {}
@@ -237,7 +104,7 @@ class Sandbox:
 
     def _start(self) -> None:
         """Start the workers, without what the first one cannot have, and let it try the canaries."""
-        self._workers = [_Worker(self._settings) for _ in range(self.n_workers)]
+        self._workers = [Worker(self._settings) for _ in range(self.n_workers)]
         try:
             report = self._workers[0].ready()
         except LayerUnavailable as missing:
@@ -284,45 +151,114 @@ class Sandbox:
 
         A job whose worker dies is run once more on a new worker, then reported as `infra_error`.
         """
+        return list(self.stream(jobs))
+
+    def stream(self, jobs: Sequence[Job]) -> Generator[Execution, None, None]:
+        """The executions of `run`, in order; the workers go on with those behind while the caller looks at one.
+
+        They are handed out whenever the first worker has ended a job. Close it (`contextlib.closing`) to stop early.
+        """
         if not self._workers:
             raise ValueError(_CLOSED)
-        distinct: dict[tuple[object, ...], int] = {}
-        order = [distinct.setdefault((job.source, job.setup, job.calls, job.probe), len(distinct)) for job in jobs]
-        todo: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
-        seen = -1
-        for job, index in zip(jobs, order, strict=True):
-            if index > seen:
-                seen = index
-                todo.put((index, job))
-        done: list[Execution | None] = [None] * len(distinct)
-        threads = [
-            threading.Thread(target=self._serve, args=(slot, todo, done), daemon=True)
-            for slot in range(1, min(self.n_workers, len(distinct)))
-        ]
+        batch, whole, at = _Batch(jobs), False, 0
+        slots = range(1, min(self.n_workers, len(batch.done)))
+        threads = [threading.Thread(target=self._serve_all, args=(slot, batch), daemon=True) for slot in slots]
         for thread in threads:
             thread.start()
-        self._serve(0, todo, done)
-        for thread in threads:
-            thread.join()
-        executions = [done[index] for index in order]
-        assert all(execution is not None for execution in executions), "a job was lost"
-        return [execution for execution in executions if execution is not None]
+        try:
+            for _ in self._serve(0, batch):  # in the caller's own thread, which one worker needs alone
+                ready = batch.ready(at)
+                at += len(ready)
+                yield from ready
+            for thread in threads:
+                thread.join()
+            rest = batch.ready(at)
+            assert at + len(rest) == len(jobs), "a job was lost"
+            yield from rest
+            whole = True
+        finally:
+            if not whole:
+                batch.stopped = True
+                for slot in slots:
+                    self._workers[slot].kill()
+                for thread in threads:
+                    thread.join()
+                for slot in (0, *slots):
+                    self._replace(slot)  # stopped half-way: the pipes are out of step
 
-    def _serve(self, slot: int, todo: queue.SimpleQueue[tuple[int, Job]], done: list[Execution | None]) -> None:
-        while True:
-            try:
-                index, job = todo.get_nowait()
-            except queue.Empty:
+    def _serve_all(self, slot: int, batch: _Batch) -> None:
+        for _ in self._serve(slot, batch):
+            pass
+
+    def _serve(self, slot: int, batch: _Batch) -> Iterator[None]:
+        """Run jobs of the batch on one worker, yielding after each, until there are none left.
+
+        The worker gets its next job before its last reply is read, so that it never waits for this process. What did
+        not go well is done again at the end, one by one.
+        """
+        again: list[tuple[int, int]] = []  # which job, and how often it may still be tried
+        current = self._send_next(slot, batch, again)
+        while current is not None:
+            reply = self._reply(slot)
+            if reply is None and not batch.stopped:
+                self._replace(slot)
+            following = self._send_next(slot, batch, again)
+            execution = None if reply is None else self._understood(batch.jobs[current], reply)
+            if execution is None:
+                again.append((current, 1 if reply is None else 2))
+            batch.done[current] = execution
+            yield
+            current = following
+        for index, tries in again:
+            if batch.stopped:
                 return
-            done[index] = self._execute(slot, job)
+            batch.done[index] = self._execute(slot, batch.jobs[index], tries)
+            yield
 
-    def _execute(self, slot: int, job: Job) -> Execution:
-        request = encode_job(job)
-        for _ in range(2):
+    def _send_next(self, slot: int, batch: _Batch, again: list[tuple[int, int]]) -> int | None:
+        """Take a job and start it; None when there are none left. A job that cannot be started is for later."""
+        while not batch.stopped:
             try:
-                if self._workers[slot].ready()["layers"] != self._reported:
-                    raise WorkerDied  # less protected than the first one
-                header, record = self._workers[slot].execute(request)
+                index = batch.todo.get_nowait()
+            except queue.Empty:
+                return None
+            try:
+                self._checked_worker(slot).send(encode_job(batch.jobs[index]))
+                return index
+            except (WorkerDied, LayerUnavailable):
+                again.append((index, 1))
+                if not batch.stopped:
+                    self._replace(slot)
+        return None
+
+    def _reply(self, slot: int) -> tuple[dict[str, Any], bytes] | None:
+        """What the worker says of the job that it has; None when it died."""
+        try:
+            return self._workers[slot].receive()
+        except WorkerDied:
+            return None
+
+    def _understood(self, job: Job, reply: tuple[dict[str, Any], bytes]) -> Execution | None:
+        """The execution, unless the worker talks nonsense or a claim of the submission must be looked into."""
+        try:
+            execution = to_execution(*reply, len(job.calls), self.cpu_s, self.level)
+        except ProtocolError:
+            return None
+        return None if execution.reason == "setup_error" else execution
+
+    def _checked_worker(self, slot: int) -> Worker:
+        """The worker, once it is ready. Raises WorkerDied, LayerUnavailable."""
+        worker = self._workers[slot]
+        if worker.ready()["layers"] != self._reported:
+            raise WorkerDied  # less protected than the first one
+        return worker
+
+    def _execute(self, slot: int, job: Job, tries: int = 2) -> Execution:
+        """Run one job and wait for it, on new workers where one dies; `infra_error` after so many tries."""
+        request = encode_job(job)
+        for _ in range(tries):
+            try:
+                header, record = self._checked_worker(slot).execute(request)
                 execution = to_execution(header, record, len(job.calls), self.cpu_s, self.level)
                 return self._checked(slot, job, execution)
             except (WorkerDied, LayerUnavailable, ProtocolError):
@@ -341,4 +277,4 @@ class Sandbox:
 
     def _replace(self, slot: int) -> None:
         self._workers[slot].close()
-        self._workers[slot] = _Worker(self._settings)
+        self._workers[slot] = Worker(self._settings)
