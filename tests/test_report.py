@@ -25,7 +25,7 @@ from unhack.report.read import arm_settings, frozen_plan, read_experiment
 from unhack.report.tables import Cell, Column, Table
 from unhack.report.verdicts import decide_experiment, verdict_table
 
-TABLES = ("verdicts", "main", "comparisons", "delays", "modes_hack", "modes_solve")
+TABLES = ("verdicts", "main", "advice", "comparisons", "delays", "modes_hack", "modes_solve")
 REGISTERED = """
 [hypotheses.H4]
 kind = "emergence"
@@ -257,7 +257,7 @@ def test_cost_is_the_time_of_all_runs(whole: Path, report: Made) -> None:
 
 def test_the_command_says_where_the_report_is_and_every_file_is_there(report: Made, whole: Path) -> None:
     assert f"{report.page} (" in report.printed and "0 of 216 rollouts" in report.printed
-    assert str(report.files) in report.printed and "20 files" in report.printed
+    assert str(report.files) in report.printed and "22 files" in report.printed
     names = {f"{name}.{kind}" for name in TABLES for kind in ("csv", "md")}
     names |= {f"{name}.{kind}" for name in ("pareto", "curves", "cosines", "modes") for kind in ("svg", "png")}
     assert {path.name for path in report.files.iterdir()} == names

@@ -260,6 +260,7 @@ def many_rollouts(folder: Path) -> Path:
     tables = (
         verdict_table(decide_experiment(experiment)),
         content.main_table(experiment),
+        content.advice_table(experiment),
         content.comparison_table(experiment),
         content.delay_table(experiment),
         *content.mode_tables(experiment),

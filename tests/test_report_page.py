@@ -94,6 +94,7 @@ def page(run: RunResult, packed: Packed, tmp_path_factory: pytest.TempPathFactor
     tables = (
         verdict_table(decide_experiment(experiment)),
         content.main_table(experiment),
+        content.advice_table(experiment),
         content.comparison_table(experiment),
         content.delay_table(experiment),
         *content.mode_tables(experiment),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unhack import curves, plots, results
+from unhack import advice, curves, plots, results
 from unhack.experiments import freeze
 from unhack.experiments.plan import Plan, analysed_runs, plan_runs
 from unhack.experiments.runs import is_finished
@@ -72,6 +72,9 @@ cos(update, V): 0 for an erasure, above 0 for a push away from the hack; only ar
 
 {results.caveat(arms)}
 
+What we would tell a lab, by fixed rules (docs/statistics.md):
+
+{advice.markdown_advice(advice.advise(runs, plan.controls)) or "Fewer than three seeds: nothing."}
 On the way there (a secondary measure; p values adjusted within this table): hack rate of the sampled training rollouts,
 mean over all steps. Onset: first of two consecutive steps at {results.percent(results.HACKING_FRAC)} or more; median
 over seeds, where never counts as later than all. hackward_in: share of the update on V's hackward side before the arm
@@ -115,6 +118,33 @@ def plan_text(plan: Plan, folder: Path, runs: Sequence[RunResult]) -> str:
     if found:
         parts.append(f"## The plan\n\n{freeze.record_text(found)}")
     return "".join(f"\n{part}" for part in parts)
+
+
+def summary_text(plan: Plan, runs: Sequence[RunResult]) -> str:
+    """The shortest honest account, in Markdown: the registered hypotheses, then what we would tell a lab."""
+    said = advice.markdown_advice(advice.advise(runs, plan.controls)) or "Fewer than three seeds: nothing yet.\n"
+    decisions = decide_all(plan.hypotheses, observations(runs)).values() if plan.hypotheses else ()
+    sentences = "".join(f"- {one.sentence}\n" for one in decisions) or "No hypothesis was registered.\n"
+    seeds = {run.seed for run in runs}
+    return (
+        f"{len(runs)} runs, {len(seeds)} seeds, {runs[0].config.steps} steps.\n\n### What was asked, and the answer\n\n"
+        f"{sentences}\n### What we would tell a lab\n\nBy fixed rules ([statistics](statistics.md)), of this model and "
+        f"these loopholes only.\n\n{said}"
+    )
+
+
+def write_block(page: Path, name: str, text: str) -> None:
+    """Put `text` between the lines `<!-- name: begin -->` and `<!-- name: end -->` of a page that has them.
+
+    ValueError for a page without these two lines.
+    """
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    old = page.read_text(encoding="utf-8") if page.is_file() else ""
+    before, found, rest = old.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"{page} needs the lines {begin.strip()} and {end.strip()} around the part to write")
+    write_atomic(page, before + begin + "\n" + text + "\n" + end + after)
 
 
 def markdown_table(arms: Sequence[ArmResult], baseline: str = results.BASELINE) -> str:

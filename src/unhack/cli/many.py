@@ -14,6 +14,7 @@ from unhack.config import TrainConfig
 
 if TYPE_CHECKING:
     from unhack.experiments.plan import Plan
+    from unhack.outcome import Outcome
 
 DEMO_STEPS = 50
 
@@ -104,7 +105,7 @@ def run_plan(plan: Plan, folder: Path, processes: int) -> int:
         return conclude(plan, folder, progress)
 
 
-def show_outcome(plan: Plan, folder: Path, into: Path | None = None) -> None:
+def show_outcome(plan: Plan, folder: Path, into: Path | None = None) -> Outcome:
     """Write the outcome's files, print the table and where they are."""
     from unhack.cli.show import make_console, results_table
     from unhack.outcome import write_outcome
@@ -115,3 +116,4 @@ def show_outcome(plan: Plan, folder: Path, into: Path | None = None) -> None:
     console.print(
         "\nWritten: " + "  ".join(str(path) for path in outcome.files), markup=False, highlight=False, soft_wrap=True
     )
+    return outcome

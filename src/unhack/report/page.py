@@ -50,7 +50,8 @@ def render(content: Content) -> str:
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     policy += "; base-uri 'none'; form-action 'none'"
     bodies = {
-        "verdicts-part": sections.warnings(experiment) + tables["verdicts"].html() + sections.plan_record(experiment),
+        "verdicts-part": sections.warnings(experiment) + tables["verdicts"].html() + tables["advice"].html()
+        + sections.plan_record(experiment),
         "table-part": tables["main"].html() + sections.sentences(experiment) + tables["comparisons"].html()
         + tables["delays"].html(),
         "trade-off-part": sections.trade_off(experiment),

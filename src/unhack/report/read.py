@@ -16,7 +16,7 @@ from unhack.config import TrainConfig
 from unhack.experiments.freeze import Section, sections
 from unhack.experiments.plan import Plan, analysed_runs, load_plan
 from unhack.experiments.runs import DONE_FILE
-from unhack.files import read_json
+from unhack.files import read_object
 from unhack.results import BASELINE, ArmResult, RunResult
 
 RUN_NAME = re.compile(r"(.+)-seed-(\d+)")
@@ -149,11 +149,11 @@ def read_detail(run: RunResult) -> Detail:
     """Training curves, environment and cost of one run folder."""
     lines = record.metrics(run.folder)
     done, environment = run.folder / DONE_FILE, run.folder / "env.json"
-    recorded = read_json(done).get("wall_s", 0.0) if done.is_file() else 0.0
+    recorded = read_object(done).get("wall_s", 0.0) if done.is_file() else 0.0
     rollouts = run.config.prompts_per_step * run.config.group_size
     return Detail(
         training={metric: series(lines, metric) for metric in TRAINING_METRICS},
-        environment=read_json(environment) if environment.is_file() else {},
+        environment=read_object(environment) if environment.is_file() else {},
         wall_s=max(float(recorded), sum(value for _, value in series(lines, "time/step_s"))),
         grading_cpu_s=sum(value for _, value in series(lines, "time/grade_cpu_ms")) * rollouts / 1000,
     )

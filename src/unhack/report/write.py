@@ -64,6 +64,7 @@ def write_report(
     tables = (
         verdict_table(verdicts),
         content.main_table(experiment),
+        content.advice_table(experiment),
         content.comparison_table(experiment),
         content.delay_table(experiment),
         *content.mode_tables(experiment),
