@@ -77,6 +77,8 @@ class Confinement:
             self.outer_proc = namespaces.enter(folder, self.uid, self._shown, when_over)
             self.active["namespaces"] = True
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 gets no signal that it has no handler for
+        elif LINUX and "landlock" not in self.without and landlock.version() > 0:
+            namespaces.leave_guard(when_over)  # which can still remove the folder: Landlock leaves its parent to nobody
         self.active["subreaper"] = prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
 
     def lock(self) -> None:

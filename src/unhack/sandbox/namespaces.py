@@ -45,12 +45,9 @@ def enter(folder: str, uid: int | None, shown: Sequence[str], when_over: Callabl
     """
     try:
         _unshare_processes(uid)
-        pid = os.fork()
+        leave_guard(when_over)
     except OSError as error:
         raise Unavailable(str(error)) from error
-    if pid:
-        _guard(pid, when_over)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         syscall("unshare", NEWNS | NEWNET | NEWIPC | NEWUTS)
         outer_proc = None
@@ -60,6 +57,14 @@ def enter(folder: str, uid: int | None, shown: Sequence[str], when_over: Callabl
     except OSError as error:
         raise Unavailable(str(error)) from error
     return outer_proc
+
+
+def leave_guard(when_over: Callable[[], None]) -> None:
+    """Go on in a new process; the calling one stays behind, waits, calls `when_over` and exits."""
+    pid = os.fork()
+    if pid:
+        _guard(pid, when_over)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _guard(pid: int, when_over: Callable[[], None]) -> None:
