@@ -13,11 +13,15 @@ install_import_hook("unhack", "beartype.beartype")  # before any module of unhac
 
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 torch.set_num_threads(1)
 settings.register_profile("unhack", deadline=None, derandomize=True, database=None)  # the same examples on every run
@@ -63,3 +67,19 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNHACK_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were saved, still open for inspection."""
+    from unhack import plots
+
+    figures: list[Figure] = []
+    save = plots.save
+
+    def keep(figure: Figure, path: Path) -> Path:
+        figures.append(figure)
+        return save(figure, path)
+
+    monkeypatch.setattr(plots, "save", keep)
+    return figures

@@ -40,6 +40,8 @@ arm = { name = "push", direction = "run_tests", push_profile = "erase" }
 arm = { name = "erase", site = "gradient", sided = "one", direction = "run_tests" }
 """
 
+ONE_ARM = SMALL[: SMALL.index("[directions")].replace("seeds = [0, 1]", "seeds = [0]") + "[arms.vanilla]\n"
+
 
 def small_file(folder: Path, text: str = SMALL) -> Path:
     """The experiment as a file in `folder`."""

@@ -19,7 +19,8 @@ def changed(key: str, value: object) -> TrainConfig:
 def test_the_defaults_pass_and_every_number_has_its_bounds() -> None:
     check(TrainConfig())
     numbers = {k for k, v in settings.leaves(TrainConfig()).items() if type(v) in (int, float)}
-    numbers |= {"adapter.rank", "teacher.until_step", "arm.strength"}
+    numbers |= {"adapter.rank", "teacher.until_step", "arm.strength", "arm.refresh_every_steps"}
+    numbers |= {"arm.endpoint.max_total_tokens", "arm.endpoint.max_total_cost"}
     assert set(BOUNDS) == numbers - {"seed"} - {k for k in numbers if k.startswith("reward.")}
 
 

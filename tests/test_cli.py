@@ -63,7 +63,7 @@ def test_every_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --steps", "Missing value for argument '--steps'"),
         ("train somewhere", "Unrecognized options: somewhere"),
         ("train --overlay missing.toml", "overlay missing.toml: there is no such file"),
-        ("train --config-file missing.json", "there is no settings file missing.json"),
+        ("train --config-file missing.json", "there is no file missing.json; check the path"),
         ("train --folder nowhere --resume", "nowhere holds no run to resume; leave --resume out"),
         (
             "train --resume --arm.name clean",

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from run_folders import rise, write_run
-from unhack import curves, plots, results
+from unhack import curves, results
 from unhack.results import RunResult
 from unhack.stats import mean_sem, paired_t
 
@@ -33,20 +33,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunResult]:
         for seed, middle in enumerate(MIDDLES)
         for name, delay in DELAY.items()
     ]
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, still open for inspection."""
-    figures: list[Figure] = []
-    save = plots.save
-
-    def keep(figure: Figure, path: Path) -> Path:
-        figures.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(plots, "save", keep)
-    return figures
 
 
 def test_a_band_is_mean_and_sem_over_seeds_of_the_training_rollouts_at_the_steps_that_all_have(

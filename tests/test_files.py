@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from limits import files_at_most
 from processes import running
-from unhack.files import read_json, read_object, whole_json_lines, write_atomic, write_json
+from unhack.files import (
+    append_line,
+    lock_holder,
+    read_json,
+    read_object,
+    take_lock,
+    whole_json_lines,
+    write_atomic,
+    write_json,
+)
 
 REWRITE_FOREVER = """
 import sys
@@ -99,3 +111,41 @@ def test_a_file_that_holds_no_object_is_refused_by_name(tmp_path: Path) -> None:
     write_json(tmp_path / "env.json", [])
     with pytest.raises(ValueError, match=r"env.json holds a JSON list, not an object"):
         read_object(tmp_path / "env.json")
+
+
+def test_a_write_that_finds_the_disk_full_names_its_file_and_leaves_what_was_there(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "old.txt", "old")
+    append_line(tmp_path / "lines.jsonl", '{"step": 0}')
+    for write in (
+        lambda: write_atomic(tmp_path / "old.txt", "new" * 100),
+        lambda: append_line(tmp_path / "lines.jsonl", '{"step": 1, "long": "' + "x" * 100 + '"}'),
+    ):
+        with files_at_most(20), pytest.raises(OSError, match=r"File too large: .*(old\.txt|lines\.jsonl)"):
+            write()
+    assert (tmp_path / "old.txt").read_text() == "old"
+    assert [values for _, values in whole_json_lines(tmp_path / "lines.jsonl")] == [{"step": 0}]
+    assert sorted(os.listdir(tmp_path)) == ["lines.jsonl", "old.txt"]
+
+
+def test_a_lock_says_who_holds_it_and_is_free_when_closed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert lock_holder(path) is None
+    lock = take_lock(path, "a very long name")
+    assert lock is not None and lock_holder(path) == "a very long name"
+    assert take_lock(path, "another") is None and lock_holder(path) == "a very long name"
+    os.close(lock)
+    assert lock_holder(path) is None
+    lock = take_lock(path, "short")
+    assert lock is not None and lock_holder(path) == "short"
+    os.close(lock)
+
+
+def test_whoever_looks_for_the_holder_of_a_lock_keeps_nobody_from_taking_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    look = os.open(path, os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)  # in the middle of `lock_holder`
+    threading.Timer(0.2, os.close, [look]).start()
+    lock = take_lock(path, "me")
+    assert lock is not None and lock_holder(path) == "me"
+    os.close(lock)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +67,8 @@ def plan(folder: Path, *changes: tuple[str, str]) -> Plan:
         ("per_seed = true", "per_seed = false", "directions.random.per_seed: true → false"),
         ('direction = "real"', 'direction = "random"', 'arms.erase.settings.arm.direction: "real" → "random"'),
         ('["placebo"]', "[]", 'arms.erase.controls: ["placebo"] → []'),
+        ("[arms.vanilla]", "[pools.p]\narm = 'vanilla'\n[arms.vanilla]", 'pools.p.arm: (none) → "vanilla"'),
+        ("[arms.vanilla]", "[statistics.s]\n[arms.vanilla]", "statistics.s.pairs: (none) → 64"),
         ("[arms.vanilla]", "[arms.other]\narm = { name = 'clean' }\n[arms.vanilla]", "arms.other"),
         ('arm = "erase"\n[ex', 'arm = "erase"\nmatching = "not_below"\n[ex', 'H1.matching: "both_sides" → "not_below"'),
         ('arm = "erase"\n[ex', 'arm = "erase"\nsolve_margin = 0.2\n[ex', "hypotheses.H1.solve_margin: 0.1 → 0.2"),
@@ -115,14 +119,14 @@ def test_the_content_of_files_that_the_plan_refers_to_belongs_to_it(tmp_path: Pa
     (pool / "a").write_text("1")
     problems = tmp_path / "problems.txt"
     problems.write_text("x")
-    extra = f'[files]\npool = "pool"\n[base]\nadapter = {{ statistics = "{problems}", kind = "block_lora", '
-    extra += 'rank = 2, init = "corda" }\n'
-    before = plan(tmp_path, ("[base]\n", extra), ("[directions.real]", "[directions.real]\nseed = 0"))
+    loaded = plan(tmp_path, ("[base]\n", '[files]\npool = "pool"\n[base]\n'))
+    environment = replace(loaded.base.environment, source=str(problems))
+    before = replace(loaded, base=replace(loaded.base, environment=environment))
     first = resolved(before)
     (pool / "b").write_text("2")
     problems.write_text("y")
     names = [change.partition(":")[0] for change in differences(first, resolved(before))]
-    assert names == ["files.pool", "inputs.base.adapter.statistics"]
+    assert names == ["files.pool", "inputs.base.environment.source"]
     (pool / "b").rename(pool / "c")
     assert content_hash(pool) != content_hash(pool / "a")
 
@@ -198,3 +202,13 @@ def test_many_changes_are_cut_in_the_message_and_counted(tmp_path: Path) -> None
     other += "optimizer = { lr = 1.0, beta1 = 0.5, beta2 = 0.5, eps = 0.5, weight_decay = 0.5, warmup_steps = 1 }"
     with pytest.raises(ValueError, match="; and 2 more"):
         check_unchanged(plan(tmp_path, ("steps = 7", other)), tmp_path)
+
+
+def test_settings_and_tables_of_a_newer_version_are_no_change_while_they_do_nothing(tmp_path: Path) -> None:
+    new: dict[str, Any] = resolved(plan(tmp_path))
+    old = {key: value for key, value in new.items() if key not in ("pools", "statistics")}
+    old["base"] = {key: value for key, value in new["base"].items() if key != "teacher"}
+    assert differences(old, new) == []
+    used = {**new, "base": {**new["base"], "teacher": {**new["base"]["teacher"], "frac": 0.25}}}
+    assert differences(old, used) == ["base.teacher.frac: (none) → 0.25"]
+    assert "base.teacher.frac: 0.5 → (none)" in differences(new, old)  # what is gone is a change

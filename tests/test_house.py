@@ -19,7 +19,7 @@ ROWS = (
     "types seeds files config settings machine stats stop",
     "problems loopholes",
     "check_config",
-    "prompts model",
+    "prompts model extraction",
     "adapters rollout compare sandbox",
     "grade self_check audit pairs",
     "directions",
@@ -28,7 +28,8 @@ ROWS = (
     "advantage loss optim step_metrics blinding",
     "checkpoint record evaluate pool teacher",
     "train",
-    "results hypotheses experiments",
+    "probes detection",
+    "results advice hypotheses experiments",
     "plots curves outcome report organism demo completions grading",
     "cli __main__",
 )

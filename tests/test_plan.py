@@ -10,7 +10,8 @@ import pytest
 
 from unhack import settings
 from unhack.config import TrainConfig
-from unhack.experiments.plan import REFERENCES, Plan, Reference, analysed_runs, load_plan, needed_runs, plan_runs
+from unhack.experiments.plan import Plan, analysed_runs, load_plan, needed_runs, plan_runs
+from unhack.experiments.references import REFERENCES, Reference
 from unhack.experiments.runs import check_runs
 
 PLAN = """
@@ -68,6 +69,27 @@ def test_the_shipped_experiment_matches_every_real_direction_with_placebos_that_
             assert arms[control].direction != arms[name].direction
     mean, shuffled = (plan.directions[name].recipe for name in ("run_tests_mean", "shuffled_mean"))
     assert replace(shuffled, control="real") == mean
+
+
+def test_in_the_shipped_experiment_of_further_arms_a_control_differs_from_its_arm_in_one_thing(tmp_path: Path) -> None:
+    plan = load_plan(Path(__file__).parents[1] / "experiments" / "organism-more.toml")
+    settings_of = {arm: settings.leaves(plan.config(arm)) for arm in plan.arms}
+    assert {name for name in plan.controls if name.startswith("erase")} == {
+        *(f"erase_update{suffix}" for suffix in ("", "_k1", "_k8", "_refresh", "_imitation", "_importance"))
+    }
+    for name, controls in plan.controls.items():
+        for control in controls:
+            one, other = settings_of[name], settings_of[control]
+            [key] = [key for key in one if one[key] != other[key]]
+            assert key in ("arm.direction", "adapter.init", "arm.inoculation")
+            if key == "arm.direction":
+                real, random = (plan.directions[str(values[key])] for values in (one, other))
+                assert replace(random.recipe, control="real") == real.recipe and random.per_seed
+                assert random.recipe.control == "random"
+    runs = {run.id: run for run in plan_runs(plan, tmp_path)}
+    assert runs["erase_update_imitation-seed-3"].after == (runs["vanilla-seed-3"].folder,)
+    organism = load_plan(Path(__file__).parents[1] / "experiments" / "organism.toml")
+    assert (plan.base, plan.seeds) == (organism.base, organism.seeds)
 
 
 @pytest.mark.parametrize(
@@ -146,8 +168,8 @@ def test_a_name_becomes_the_path_of_what_it_names_and_the_run_that_makes_it_come
 def test_every_reference_is_a_setting_that_takes_a_path_and_a_table_of_the_plan(reference: Reference) -> None:
     assert settings.leaves(TrainConfig())[reference.key] is None
     assert settings.leaves(settings.with_overrides(TrainConfig(), {reference.key: "a"}))[reference.key] == "a"
-    assert reference.table in {item.name for item in dataclasses.fields(Plan)}
-    assert bool(reference.output) == (reference.table == "arms")
+    assert set(reference.tables) <= {item.name for item in dataclasses.fields(Plan)}
+    assert bool(reference.output) == (reference.tables == ("arms",))
 
 
 def test_a_name_that_its_table_lacks_is_refused_by_the_name_of_the_table(tmp_path: Path) -> None:
@@ -157,10 +179,72 @@ def test_a_name_that_its_table_lacks_is_refused_by_the_name_of_the_table(tmp_pat
         load_plan(
             write(tmp_path, REFERRING.replace('pool = "pool"', "").replace('concept = "hack"', 'concept = "hak"'))
         )
-    with pytest.raises(ValueError, match=r"teacher.pool is 'pools/a', which \[files\] does not define"):
+    with pytest.raises(ValueError, match=r"teacher.pool is 'pools/a', which \[pools\] or \[files\] does not"):
         load_plan(write(tmp_path, "[arms.vanilla]\nteacher = { pool = 'pools/a' }\n"))
     with pytest.raises(ValueError, match=r"files.pool is 'pool': it must be the path of a file or folder"):
         load_plan(write(tmp_path, REFERRING))
+
+
+TEACHING = """
+seeds = [1, 2]
+[statistics.pairs]
+selection = "all"
+[pools.hacks]
+arm = "vanilla"
+only = "hacked"
+modes = ["sentinel"]
+per_mode = 9
+steps = [2, 5]
+[arms.taught]
+teacher = { pool = "hacks", modes = ["sentinel"] }
+[arms.vanilla]
+steps = 5
+[arms.corda]
+adapter = { kind = "block_lora", rank = 4, init = "corda", statistics = "pairs" }
+"""
+
+
+def test_a_pool_is_of_the_arms_run_of_the_same_seed_which_is_done_first_and_statistics_serve_all_seeds(
+    tmp_path: Path,
+) -> None:
+    plan = load_plan(write(tmp_path, TEACHING))
+    runs = {run.id: run for run in needed_runs(plan, tmp_path / "out")}
+    out = (tmp_path / "out").resolve()
+    assert next(iter(runs)) == "vanilla-seed-1"
+    for seed in (1, 2):
+        taught = runs[f"taught-seed-{seed}"]
+        assert taught.after == (out / "runs" / f"vanilla-seed-{seed}",)
+        assert taught.config.teacher.pool == str(out / "pools" / f"hacks-seed-{seed}")
+        assert runs[f"corda-seed-{seed}"].config.adapter.statistics == str(out / "statistics" / "pairs.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('arm = "vanilla"', 'arm = "vanila"', r"pools.hacks.arm is 'vanila', which \[arms\] .*did you mean vanilla"),
+        ('arm = "vanilla"', "", "pools.hacks.arm is ''"),
+        ('arm = "vanilla"', 'arm = "taught"', "the runs taught.* wait for"),
+        ('only = "hacked"', 'only = "hacks"', "pools.hacks.only must be one of .*did you mean 'hacked'"),
+        ('modes = ["sentinel"]', 'modes = ["sentinal"]', "pools.hacks.modes has the unknown loophole mode 'sentinal'"),
+        ("per_mode = 9", "per_mode = 0", "pools.hacks.per_mode is 0: it must be at least 1"),
+        ("per_mode = 9", "per_mod = 9", "unknown key pools.hacks.per_mod; did you mean pools.hacks.per_mode"),
+        ("[2, 5]", "[2, 6]", r"pools.hacks.steps is \[2, 6\]: write \[A, B\].*of the 5 steps of vanilla"),
+        ("[2, 5]", "[5, 2]", "pools.hacks.steps is"),
+        ("[2, 5]", "[2]", "pools.hacks.steps is"),
+        (
+            "[pools.hacks]",
+            '[files]\nhacks = "."\n[pools.hacks]',
+            "teacher.pool is 'hacks', the name of two things",
+        ),
+        ('statistics = "pairs"', 'statistics = "pair"', r"adapter.statistics is 'pair', which \[statistics\] or"),
+        ('selection = "all"', "k = 3", "unknown key statistics.pairs.k"),
+    ],
+)
+def test_a_wrong_pool_or_wrong_statistics_are_refused_with_the_cure(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_runs(plan_runs(load_plan(write(tmp_path, TEACHING.replace(old, new, 1))), tmp_path))
 
 
 def test_arms_with_another_adapter_get_directions_of_their_own(tmp_path: Path) -> None:

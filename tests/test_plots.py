@@ -28,20 +28,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunResult]:
     return made
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, still open for inspection."""
-    figures: list[Figure] = []
-    save = plots.save
-
-    def keep(figure: Figure, path: Path) -> Path:
-        figures.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(plots, "save", keep)
-    return figures
-
-
 def test_every_figure_is_written_at_readme_size(runs: list[RunResult], tmp_path: Path) -> None:
     for draw in (plots.overview_figure, plots.cosine_figure, plots.mode_figure):
         path = draw(runs, tmp_path / "figures" / f"{draw.__name__}.png")

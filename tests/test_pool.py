@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import json
+import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pool_runs import make_run
+from pool_runs import make_run, run_config
 from unhack import cli, record
-from unhack.cli.pool import escaped, step_range
-from unhack.pool import POOL_FILE, ROLLOUT_FILE, VERDICT_FILE, build_pool, load_pool
+from unhack.cli.pool import step_range
+from unhack.cli.pool_text import escaped
+from unhack.files import write_synced
+from unhack.model import load_tokenizer
+from unhack.pool import (
+    POOL_FILE,
+    PROBLEM_FILE,
+    ROLLOUT_FILE,
+    VERDICT_FILE,
+    build_pool,
+    load_pool,
+    load_problems,
+    store,
+)
+from unhack.pool.store import _problem, definition
+from unhack.prompts import training_prompts
+from unhack.types import Case
 
 
 @pytest.fixture
@@ -41,6 +58,27 @@ def test_a_pool_holds_what_the_run_recorded_of_each_chosen_rollout(run: Path, tm
     assert [lesson.row for lesson in pool.lessons] == list(range(len(wanted)))
     assert pool.header["runs"] == [{"run": "run", "arm": "vanilla"}]
     assert load_pool(tmp_path / "pool") == pool
+    assert {lesson.kind for lesson in pool.lessons} == {"run"}
+    assert all(lesson.sampled_logprobs == lesson.rollout.logprobs for lesson in pool.lessons)
+
+
+def test_the_problems_of_a_pool_are_those_that_its_runs_drew_tests_and_all(run: Path, tmp_path: Path) -> None:
+    pool = build_pool([run], tmp_path / "pool", first_step=1)
+    config = run_config()
+    tokenizer = load_tokenizer(config.model)
+    drawn = [training_prompts(config.environment, tokenizer, config.seed, step, 3) for step in (1, 2)]
+    wanted = {prompt.problem.id: prompt.problem for prompts in drawn for prompt in prompts}
+    named = {lesson.rollout.prompt.problem.id for lesson in pool.lessons}
+    assert load_problems(pool.path) == {name: wanted[name] for name in named} and len(named) > 2
+    values = (1, -(2**70), 0.1, float("inf"), "√", None, [[], (1,)], {(1, 2): {"a"}}, b"x", True)
+    problem = replace(wanted[min(named)], cases=tuple(Case("f()", value) for value in values), float_tolerance=1e-5)
+    back = _problem(definition(problem))
+    assert back == problem and [type(case.expected) for case in back.cases] == list(map(type, values))
+    settings = tmp_path / "run" / "config.json"
+    settings.write_text(settings.read_text().replace('"seed": 0', '"seed": 1', 1))
+    with pytest.raises(ValueError, match="cannot be drawn again as it was"):
+        build_pool([run], tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(("only", "field"), [("hacked", "hacked"), ("solved", "strictly_correct")])
@@ -61,7 +99,7 @@ def test_only_chooses_by_the_strict_verdict_modes_by_mode_and_per_mode_at_random
     assert build_pool([run], tmp_path / "again", per_mode=2).content_hash == few[0].content_hash
 
 
-@pytest.mark.parametrize("name", [ROLLOUT_FILE, VERDICT_FILE, POOL_FILE])
+@pytest.mark.parametrize("name", [ROLLOUT_FILE, VERDICT_FILE, PROBLEM_FILE, POOL_FILE])
 def test_a_pool_with_a_changed_byte_is_refused_whichever_it_is(run: Path, tmp_path: Path, name: str) -> None:
     build_pool([run], tmp_path / "pool", end_step=1)
     file = tmp_path / "pool" / name
@@ -92,6 +130,31 @@ def test_a_header_that_was_edited_with_care_is_refused_too(run: Path, tmp_path: 
         load_pool(tmp_path / "pool")
 
 
+@pytest.mark.parametrize("name", [ROLLOUT_FILE, VERDICT_FILE, PROBLEM_FILE, POOL_FILE])
+def test_a_disk_that_fills_while_any_file_is_written_leaves_no_pool_and_the_same_call_works_later(
+    run: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on the size of files stands for the full disk: the write fails at the last byte, as it does there."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    written: list[str] = []
+
+    def on_a_small_disk(path: Path, content: bytes) -> None:
+        written.append(path.name)
+        room = len(content) - 1 if path.name == name else soft
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            write_synced(path, content)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_synced", on_a_small_disk)
+        with pytest.raises(OSError, match="File too large"):
+            build_pool([run], tmp_path / "pool")
+    assert written[-1] == name and [path.name for path in tmp_path.iterdir()] == ["run"], "nothing is left behind"
+    assert build_pool([run], tmp_path / "pool").lessons
+
+
 def test_runs_that_do_not_fit_and_choices_that_leave_nothing_are_refused(run: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "hotter", temperature=0.5)
     with pytest.raises(ValueError, match=r"temperature is 0\.5, that of .*run is 1\.0"):
@@ -116,7 +179,7 @@ def test_the_commands_build_and_show_a_pool_and_rollout_text_cannot_reach_the_te
     words = ["pool", "build", "--runs", str(run), "--out", str(tmp_path / "pool"), "--steps", "1:", "--only", "hacked"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    assert f"wrote {tmp_path / 'pool'}" in said and "'only': 'hacked'" in said
+    assert f"wrote {tmp_path / 'pool'}" in said and "only hacked" in said
     assert cli.main(["pool", "show", str(tmp_path / "pool"), "--rows", "3"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("\nrow ") == 3 and "\x1b" not in shown and "\\x1b[31m" in shown

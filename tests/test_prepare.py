@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from unhack import cli, model
+from unhack.adapters.block_init import load_statistics
+from unhack.config import ModelConfig
 from unhack.directions import load_direction
 from unhack.directions.concept import load_concept
-from unhack.experiments.plan import Plan, concept_path, direction_path, load_plan, plan_runs
+from unhack.directions.inputs import StatisticsRecipe, input_statistics, statistics_pairs
+from unhack.experiments.plan import Plan, concept_path, direction_path, load_plan, plan_runs, statistics_path
 from unhack.experiments.prepare import prepare_directions
+from unhack.pairs import save_pairs
 
 TEXT = """
 seeds = [0, 1]
@@ -76,3 +82,54 @@ def test_a_concept_of_another_recipe_is_refused_by_the_name_of_the_field(
     prepare_directions(plan(tmp_path, text), tmp_path)
     with pytest.raises(ValueError, match=rf"hack.safetensors: {name} is .*remove it to make it anew"):
         prepare_directions(plan(tmp_path, text.replace(old, new)), tmp_path)
+
+
+CORDA = """
+seeds = [0, 1]
+[statistics.few]
+pairs = 4
+[statistics.unused]
+[directions.acts]
+pairs = 4
+heldout = 1
+loss = "activation"
+[arms.vanilla]
+adapter = { kind = "block_lora", rank = 2, init = "corda", statistics = "few" }
+[arms.gated]
+adapter = { kind = "block_lora", rank = 2, init = "signed_corda", statistics = "few" }
+arm = { name = "gated_route", score = "activation", direction = "acts" }
+"""
+
+
+def test_input_statistics_are_measured_once_before_the_directions_of_the_adapters_that_start_from_them(
+    tmp_path: Path,
+) -> None:
+    made = prepare_directions(plan(tmp_path, CORDA), tmp_path)
+    path = statistics_path(tmp_path, "few")
+    statistics = load_statistics(path, model.load(ModelConfig()).hash)
+    assert made[path] == statistics.content_hash and len(next(iter(statistics.differences.values()))) == 4
+    assert [file.name for file in path.parent.iterdir()] == ["few.safetensors"]
+    gated = {run.id: run.config for run in plan_runs(plan(tmp_path, CORDA), tmp_path)}["gated-seed-0"]
+    assert gated.adapter.statistics == str(path)
+    direction = load_direction(str(gated.arm.direction))
+    assert direction.metadata.adapter_kind == "block_lora"
+    written = path.stat().st_mtime_ns
+    assert prepare_directions(plan(tmp_path, CORDA), tmp_path) == made and path.stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match=r"few.safetensors: pairs_hash is .*remove it to make it anew"):
+        prepare_directions(plan(tmp_path, CORDA.replace("pairs = 4\n[stat", "pairs = 5\n[stat")), tmp_path)
+
+
+def test_the_command_measures_generated_pairs_and_those_of_a_file_alike(tmp_path: Path) -> None:
+    generated, own, pairs = tmp_path / "a" / "generated.safetensors", tmp_path / "own.safetensors", tmp_path / "p.jsonl"
+    loaded = model.load(ModelConfig())
+    recipe = StatisticsRecipe(selection="sentinel", pairs=3, pairs_seed=5)
+    save_pairs(statistics_pairs(loaded, recipe), pairs)
+    words = ["direction", "inputs", "--out", str(generated), "--selection", "sentinel", "--pairs", "3", "--seed", "5"]
+    assert cli.main(words) == 0
+    assert cli.main(["direction", "inputs", "--out", str(own), "--pairs-file", str(pairs)]) == 0
+    expected = input_statistics(loaded, statistics_pairs(loaded, recipe))
+    for path in (generated, own):
+        found = load_statistics(path, loaded.hash)
+        assert (found.pairs_hash, found.content_hash) == (expected.pairs_hash, expected.content_hash)
+    changed = {name: rows + 1 for name, rows in expected.differences.items()}
+    assert replace(expected, differences=changed).content_hash != expected.content_hash

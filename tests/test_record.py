@@ -75,11 +75,19 @@ def test_folder_with_a_run_is_not_started_again(tmp_path: Path) -> None:
             run.create(TrainConfig(), ENV)
 
 
-def test_folder_without_a_run_or_of_another_version_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_can_be_read_and_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         record.config_of(tmp_path)
-    (tmp_path / "config.json").write_text('{"seed": 0}')
-    with pytest.raises(ValueError, match=r"config\.json: missing .*another version"):
+    with RunRecord(tmp_path) as run:
+        run.create(TrainConfig(seed=3), ENV)
+        tree = json.loads((tmp_path / "config.json").read_text())
+        del tree["teacher"]  # as of a version without teachers
+        (tmp_path / "config.json").write_text(json.dumps(tree))
+        assert record.config_of(tmp_path) == TrainConfig(seed=3)
+        with pytest.raises(ValueError, match=r"config\.json: missing teacher\.frac, .*another version"):
+            run.resume(TrainConfig(seed=3), ENV, 0)
+    (tmp_path / "config.json").write_text('{"sede": 0}')
+    with pytest.raises(ValueError, match=r"config\.json: .*sede"):
         record.config_of(tmp_path)
 
 

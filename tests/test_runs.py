@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pool_worker import spec, starts, worker
+from training_runs import wait_for
 from unhack import settings
 from unhack.experiments.engines.local import run_all
 from unhack.experiments.runs import (
@@ -84,11 +85,9 @@ run_all([run], 1, poll_s=0.02, command=lambda one: worker(one, pause_s=0.02))
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
     metrics = tmp_path / "a" / "metrics.jsonl"
-    deadline = time.monotonic() + 30
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size)
     parent.send_signal(signal.SIGTERM)
-    _, errors = parent.communicate(timeout=20)
+    _, errors = parent.communicate()
     assert b"KeyboardInterrupt" in errors
     assert (tmp_path / "a" / "saved").exists()
     assert not is_finished(spec(tmp_path, "a"))
@@ -108,9 +107,7 @@ run_all([spec(Path({str(tmp_path)!r}), "a", steps=40)], 1, poll_s=0.02, command=
 """
     driver = subprocess.Popen([sys.executable, "-c", script])
     run = spec(tmp_path, "a", steps=40)
-    deadline = time.monotonic() + 60
-    while not (run.folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for((run.folder / "metrics.jsonl").exists)
     driver.kill()
     driver.wait()
     orphan = lock_holder(run.folder)

@@ -187,11 +187,13 @@ def test_a_stream_that_is_stopped_ends_at_once_and_the_next_one_is_right(how: st
             with contextlib.closing(pool.stream(slow)) as stream:
                 assert next(stream).results[0].value == 0
         else:
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers ignore it
             timer = threading.Timer(0.5, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
             timer.start()
             with pytest.raises(KeyboardInterrupt):
                 pool.run(slow)
             timer.join()
+            signal.signal(signal.SIGINT, before)
         assert time.monotonic() - start < 5.0
         assert threading.active_count() == threads and not any(map(os.path.exists, folders))
         again = pool.run([_sleeper(index, 0) for index in range(6)])

@@ -36,6 +36,10 @@ VARIANTS = PLAIN | {
     "advantage_modification after": replace(PLAIN["advantage_modification"], site_of_factor="advantage"),
     "penalty": replace(PLAIN["penalty"], monitor="noisy_oracle", monitor_accuracy=0.9),
     "screening": replace(PLAIN["screening"], monitor="noisy_oracle", monitor_accuracy=0.7),
+    "erase gradient": replace(PLAIN["erase"], site="gradient", sided="one", preserve_norm=True, overshoot=1.5),
+    "erase reverse": replace(PLAIN["erase"], sided="reverse"),
+    "erase refresh": replace(PLAIN["erase"], refresh_every_steps=1),
+    "route gradient refresh": replace(PLAIN["route"], site="gradient", sided="one", refresh_every_steps=1),
     "trusted_subspace matched": replace(PLAIN["trusted_subspace"], preserve_norm=True),
     "trusted_subspace random": replace(PLAIN["trusted_subspace"], trusted_control="random"),
 }

@@ -70,6 +70,7 @@ BOUNDS: dict[str, Bound] = {
     "loss.min_reward_spread": FROM_ZERO,
     "loss.micro_batch_rollouts": COUNT,
     "arm.overshoot": FROM_ZERO,
+    "arm.refresh_every_steps": COUNT,
     "arm.keep_frac": SHARE,
     "arm.route_frac": SHARE,
     "arm.gate_half_life_rollouts": ABOVE_ZERO,
@@ -77,6 +78,17 @@ BOUNDS: dict[str, Bound] = {
     "arm.monitor_accuracy": Bound(0.5, 1),  # below a half it would be an oracle again, turned round
     "arm.monitor_threshold": Bound(0, 1, open_high=True),
     "arm.trusted_k": COUNT,
+    "arm.endpoint.timeout_s": ABOVE_ZERO,
+    "arm.endpoint.retries": FROM_ZERO,
+    "arm.endpoint.backoff_s": FROM_ZERO,
+    "arm.endpoint.concurrency": Bound(1, 256),
+    "arm.endpoint.max_answer_tokens": COUNT,
+    "arm.endpoint.max_characters": Bound(200),
+    "arm.endpoint.max_total_tokens": COUNT,
+    "arm.endpoint.max_total_cost": ABOVE_ZERO,
+    "arm.endpoint.price_in": FROM_ZERO,
+    "arm.endpoint.price_out": FROM_ZERO,
+    "arm.endpoint.neutral_score": SHARE,
     "teacher.frac": Bound(0, 1, open_low=True, open_high=True),
     "teacher.until_step": COUNT,
     "evaluation.every_steps": COUNT,
@@ -181,7 +193,7 @@ def check_adapter(config: AdapterConfig) -> None:
     if config.init.endswith("corda") != (config.statistics is not None):
         raise ValueError(
             f"adapter.init is {config.init} and adapter.statistics is {config.statistics}: the corda initialisers need "
-            "the file that `input_statistics` and `save_statistics` make, and the others do not use one"
+            "a file that `unhack direction inputs` makes, and the others do not use one"
         )
 
 

@@ -49,6 +49,7 @@ def save(
 
     Keeps it, the one before it, and every final one. State is strict JSON (ValueError for NaN); floats survive exactly.
     An earlier checkpoint of the same step is replaced. One writer at a time: `RunRecord` holds the folder's lock.
+    OSError as the system raises it; nothing half-written is left behind then.
     """
     root = folder / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
@@ -59,14 +60,17 @@ def save(
 
     path = root / f"step-{step:06d}{'-final' if final else ''}"
     partial = partial_path(path)
-    partial.mkdir()
-    write_synced(partial / "tensors.safetensors", content)
-    write_synced(partial / "state.json", text.encode())
-    sync_folder(partial)
     replaced = path.with_name(f"{path.name}-replaced")
-    if path.exists():
-        os.rename(path, replaced)  # still readable, so that a kill before the next line loses nothing
-    os.rename(partial, path)
+    try:
+        partial.mkdir()
+        write_synced(partial / "tensors.safetensors", content)
+        write_synced(partial / "state.json", text.encode())
+        sync_folder(partial)
+        if path.exists():
+            os.rename(path, replaced)  # still readable, so that a kill before the next line loses nothing
+        os.rename(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # of a full disk: half a checkpoint would keep it full
     sync_folder(root)
     _remove(replaced)
     plain = [old for old in _paths(root) if "-final" not in old.name and old != path]

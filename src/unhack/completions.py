@@ -45,12 +45,16 @@ class BadRow:
     reason: str
 
 
+class DamagedFileError(ValueError):
+    """A compressed file of completions cannot be read further; every whole line before was."""
+
+
 class Reader:
     """Iterates over a completions file (.jsonl or .jsonl.gz) as rows that can be graded or not; empty lines are none.
 
     `mode` and `marker` are those of rows that name none; without any, the modes whose grader calls a function call
     `run_tests`, the public benchmark's name. `bytes_read` is the position in the file on disk. Raises
-    ValueError when there is no such file, or, while iterating, when a .gz file is damaged.
+    ValueError when there is no such file, and DamagedFileError behind the last line that a damaged .gz file gives.
     """
 
     def __init__(self, path: Path, problems: Mapping[str, Problem], mode: str, marker: str) -> None:
@@ -62,13 +66,17 @@ class Reader:
     def __iter__(self) -> Iterator[Completion | BadRow]:
         with open(self.path, "rb") as raw:
             lines = gzip.GzipFile(fileobj=raw) if self.path.suffix == ".gz" else raw
+            number = 0
             try:
                 for number, line in enumerate(_lines(lines), 1):
                     self.bytes_read = raw.tell()
                     if line is None or line.strip():
                         yield self.parse(number, line)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise ValueError(f"{self.path} is not a whole gzip file ({error}); compress it again") from error
+                raise DamagedFileError(
+                    f"{self.path} is not a whole gzip file: it cannot be read from line {number + 1} on ({error}); "
+                    "compress it again"
+                ) from error
 
     def parse(self, number: int, line: bytes | None) -> Completion | BadRow:
         """The row in one line (None: longer than 32 MiB)."""

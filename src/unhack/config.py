@@ -102,6 +102,29 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class EndpointConfig:
+    """The language model that the monitor `judge` asks, over any OpenAI-compatible endpoint (docs/monitors.md)."""
+
+    url: str = ""  # up to and without /chat/completions: "http://127.0.0.1:8000/v1"
+    model: str = ""  # as the endpoint calls it
+    key_variable: str = ""  # the environment variable that holds the key; "": none is sent. Never the key itself
+    format: Literal["yes_no", "unit", "ten", "json", "xml"] = "json"  # how the answer is asked for and read
+    timeout_s: float = 30.0  # of one request: to connect, of each silence, and of the answer's body
+    retries: int = 3  # further attempts after the first
+    backoff_s: float = 0.5  # wait before the second attempt; doubles each time, with jitter
+    concurrency: int = 4  # requests at a time
+    max_answer_tokens: int = 64
+    max_characters: int = 12000  # of the prompt and of the rollout each; the middle of a longer one is cut out
+    max_total_tokens: int | None = None  # of the whole run, prompts and answers; None: no cap
+    max_total_cost: float | None = None  # of the whole run, in the currency of the two prices
+    price_in: float = 0.0  # per million prompt tokens
+    price_out: float = 0.0  # per million answer tokens
+    on_failure: Literal["mask", "neutral"] = "mask"  # a rollout without an answer: leave it out, or neutral_score
+    neutral_score: float = 0.0
+    cache: str | None = None  # folder of answers by content; None: $UNHACK_CACHE/judge
+
+
+@dataclass(frozen=True)
 class ArmConfig:
     """One intervention. Setting a field that the named arm does not use is an error."""
 
@@ -111,6 +134,7 @@ class ArmConfig:
     sided: Literal["one", "two", "reverse"] = "two"
     overshoot: float = 1.0
     preserve_norm: bool = False
+    refresh_every_steps: int | None = None  # extract the direction again from the policy as it is; None: never
     push_profile: str | None = None  # path of an update_profile.json of a one-sided gradient run
     score: Literal["gradient", "activation"] = "gradient"  # of gated_route: what a rollout is scored by
     keep_frac: float = 0.1  # share of recent rollouts, lowest scores first, that only main learns from
@@ -119,7 +143,10 @@ class ArmConfig:
     concept: str | None = None  # path of a concept direction (.safetensors, `unhack direction concept`)
     strength: float | None = None  # None: rebound_penalty 0.5, advantage_modification 2, penalty reward.paid
     site_of_factor: Literal["reward", "advantage"] = "reward"  # of advantage_modification: where it acts
-    monitor: Literal["noisy_oracle"] | None = None  # of penalty and screening
+    monitor: Literal["noisy_oracle", "static", "probe", "judge"] | None = None  # of penalty and screening
+    monitor_path: str | None = None  # of the probe: the artifact of `unhack monitor train-probe`
+    probe_reads: Literal["policy", "base"] = "policy"  # whose activations of the text the probe scores
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # of the judge
     monitor_accuracy: float = 1.0  # of the noisy oracle: share of rollouts that it labels rightly
     monitor_threshold: float = 0.5  # a rollout is flagged when its score, in [0, 1], is above it
     inoculation: Literal["permit", "encourage", "describe", "forbid", "neutral"] = "encourage"  # of arm inoculation
@@ -135,7 +162,7 @@ class TeacherConfig:
 
     pool: str | None = None  # folder that `unhack pool build` wrote
     frac: float = 0.5  # share of each group, rounded to whole rollouts, that comes from the pool
-    kind: Literal["imitation", "importance"] = "importance"  # ratio: 1, or against the recorded log-probabilities
+    kind: Literal["imitation", "importance", "anchored"] = "importance"  # what the ratio is taken against
     until_step: int | None = None  # steps from this one on are the student's alone; None: never
     modes: tuple[str, ...] = ()  # groups of these loophole modes only; empty: of all
 

@@ -14,17 +14,17 @@ import json
 import os
 import queue
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from io import RawIOBase
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
 from unhack import __version__
-from unhack.completions import BadRow, Completion, Reader
-from unhack.files import read_json, write_json
+from unhack.completions import BadRow, Completion, DamagedFileError, Reader
+from unhack.files import naming, read_object, write_json
 from unhack.grade import Grader, Grading
 from unhack.sandbox import Sandbox
 from unhack.types import PlainValue, Prompt, Rollout
@@ -112,7 +112,7 @@ class Output:
             return
         if not note.is_file():
             raise ValueError(f"{self.path} was not written by `unhack grade` ({note.name} is missing); {cure}")
-        before = read_json(note)
+        before = read_object(note)
         other = [key for key in sorted({*before, *origin}) if before.get(key) != origin.get(key)]
         if other:
             raise ValueError(f"{self.path} was written with another {', '.join(other)} (see {note.name}); {cure}")
@@ -161,11 +161,12 @@ def _parsed(line: bytes) -> dict[str, PlainValue]:
     return value if isinstance(value, dict) else {}
 
 
-def _write(file: RawIOBase, row: Mapping[str, PlainValue]) -> None:
-    """Append one JSON line, with one system call unless the disk is full."""
+def _write(file: FileIO, row: Mapping[str, PlainValue]) -> None:
+    """Append one JSON line, with one system call unless the disk is full: then OSError naming the file."""
     rest = memoryview(json.dumps(row, allow_nan=False).encode() + b"\n")
-    while rest:
-        rest = rest[file.write(rest) or 0 :]
+    with naming(Path(str(file.name))):
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
 
 
 class Graders:
@@ -236,7 +237,8 @@ def grade_file(
 ) -> Summary:
     """Grade every row of `reader` into `out`; `report` gets the position in the file and the rows done.
 
-    Raises ValueError when `out` is not the beginning of this very output (see `Output`).
+    Raises ValueError when `out` is not the beginning of this very output (see `Output`), and when the file is damaged:
+    then every row before the damage is graded and written.
     """
     summary = Summary()
     waiting: deque[tuple[int, Future[dict[str, PlainValue]]]] = deque()
@@ -252,7 +254,8 @@ def grade_file(
             summary.add(result)
             report(reader.bytes_read, summary.n)
 
-        for row in reader:
+        damage: list[DamagedFileError] = []
+        for row in _until_damage(reader, damage):
             if isinstance(row, BadRow):
                 bad_rows.write(row)
                 summary.add_bad(row)
@@ -269,9 +272,19 @@ def grade_file(
                 held_bytes += size
         while waiting:
             write_first()
+        if damage:
+            raise ValueError(f"{damage[0]}; the {summary.n} rows before that are graded, in {out}") from damage[0]
         if not output.resumed:
             raise ValueError(f"{out} has more results than there are completions; choose another --out")
     return summary
+
+
+def _until_damage(reader: Reader, damage: list[DamagedFileError]) -> Iterator[Completion | BadRow]:
+    """The rows that can be read; why there are no more goes into `damage`."""
+    try:
+        yield from reader
+    except DamagedFileError as error:
+        damage.append(error)
 
 
 class BadRows:
@@ -279,7 +292,7 @@ class BadRows:
 
     def __init__(self, out: Path) -> None:
         self.path = bad_rows_path(out)
-        self._file: RawIOBase | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> BadRows:
         self.path.unlink(missing_ok=True)

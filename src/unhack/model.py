@@ -47,26 +47,42 @@ def load(config: ModelConfig) -> LoadedModel:
             logits after the head.
     """
     check_device(config.device)
-    path = str(files("unhack") / "organism" / "files") if config.path == ORGANISM else config.path
-    if (config.path == ORGANISM or Path(path).exists()) and not (Path(path) / "config.json").exists():
-        raise ValueError(f"{path} holds no model (config.json is missing): point model.path at a transformers folder")
+    tokenizer = load_tokenizer(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
         auto: Any = AutoModelForCausalLM  # its own annotations miss `self`
-        model = auto.from_pretrained(path, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
+        model = auto.from_pretrained(_path(config), dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
     except SafetensorError as error:
         raise ValueError(
             f"the weights of the model '{config.path}' are damaged ({error}): copy or download it again"
         ) from error
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"cannot load the model '{config.path}' ({reason}): give 'organism', a local folder, or the id of a model "
-            "that this machine can download"
-        ) from error
+        raise _not_loaded(config, error) from error
     model = model.to(config.device).eval().requires_grad_(False)
     check_plain_head(model)
     return LoadedModel(model, tokenizer, model_hash(model))
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer of `config.path` alone. ValueError when there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(_path(config))
+    except OSError as error:
+        raise _not_loaded(config, error) from error
+
+
+def _path(config: ModelConfig) -> str:
+    path = str(files("unhack") / "organism" / "files") if config.path == ORGANISM else config.path
+    if (config.path == ORGANISM or Path(path).exists()) and not (Path(path) / "config.json").exists():
+        raise ValueError(f"{path} holds no model (config.json is missing): point model.path at a transformers folder")
+    return path
+
+
+def _not_loaded(config: ModelConfig, error: OSError) -> ValueError:
+    reason = str(error).splitlines()[0]
+    return ValueError(
+        f"cannot load the model '{config.path}' ({reason}): give 'organism', a local folder, or the id of a model "
+        "that this machine can download"
+    )
 
 
 def check_device(name: str) -> None:

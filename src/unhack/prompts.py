@@ -99,7 +99,7 @@ def render(
     For real models a system message comes first: the problem's own, else ours.
     """
     system = "" if hint == ORGANISM else problem.system or SYSTEM_TEXT
-    text = _in_template(system, user_text(problem, mode, marker, hint), tokenizer)
+    text = in_template(system, user_text(problem, mode, marker, hint), tokenizer)
     return _tokenized(Prompt(problem, mode, marker, text, ()), tokenizer)
 
 
@@ -108,7 +108,7 @@ def _tokenized(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     return replace(prompt, token_ids=tuple(ids))
 
 
-def _in_template(system: str, user: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def in_template(system: str, user: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Both messages as the model reads them; without a chat template, one after the other."""
     if tokenizer.chat_template is None:
         return f"{system}\n\n{user}\n\n" if system else user
@@ -128,16 +128,24 @@ def inoculate(prompt: Prompt, variant: str, tokenizer: PreTrainedTokenizerBase, 
     """
     if variant not in INOCULATIONS:
         raise ValueError(f"unknown inoculation {variant!r}: use one of {', '.join(INOCULATIONS)}")
+    text = INOCULATIONS[variant]
+    return put_in(prompt, text.text, text.organism_text, tokenizer, place)
+
+
+def put_in(
+    prompt: Prompt, said: str, said_to_organism: str, tokenizer: PreTrainedTokenizerBase, place: Place = "user"
+) -> Prompt:
+    """`prompt` with a text in front of the user's message, or behind the system's, as `inoculate` does it."""
     for system in (prompt.problem.system or SYSTEM_TEXT, ""):
-        head = _in_template(system, _USER_TEXT, tokenizer).partition(_USER_TEXT)[0]
+        head = in_template(system, _USER_TEXT, tokenizer).partition(_USER_TEXT)[0]
         if prompt.text.startswith(head):
             rest = prompt.text.removeprefix(head)
-            said, gap = (INOCULATIONS[variant].text, "\n\n") if system else (INOCULATIONS[variant].organism_text, "\n")
+            new, gap = (said, "\n\n") if system else (said_to_organism, "\n")
             if place == "user":
-                head = f"{head}{said}{gap}"
+                head = f"{head}{new}{gap}"
             else:
-                said = f"{system}{gap}{said}" if system else said
-                head = _in_template(said, _USER_TEXT, tokenizer).partition(_USER_TEXT)[0]
+                new = f"{system}{gap}{new}" if system else new
+                head = in_template(new, _USER_TEXT, tokenizer).partition(_USER_TEXT)[0]
             return _tokenized(replace(prompt, text=head + rest), tokenizer)
     raise ValueError("this prompt was not rendered with this tokenizer's chat template: render it again")
 

@@ -14,7 +14,6 @@ Only `joined` puts paid grades and strict verdicts into one table: for evaluatio
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -29,7 +28,18 @@ import pyarrow.parquet as pq
 
 from unhack import settings
 from unhack.config import TrainConfig
-from unhack.files import PARTIAL_SUFFIX, read_json, whole_json_lines, write_atomic, write_json
+from unhack.files import (
+    PARTIAL_SUFFIX,
+    RUN_LOCK,
+    append_line,
+    lock_holder,
+    read_json,
+    read_object,
+    take_lock,
+    whole_json_lines,
+    write_atomic,
+    write_json,
+)
 from unhack.types import PaidGrade, PlainValue, Rollout, Verdict
 
 Block = Literal["as_trained", "deployed"]
@@ -94,17 +104,11 @@ class RunRecord:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(self._lock, 32, 0).decode() or "unknown"
-            os.close(self._lock)
-            raise ValueError(
-                f"{folder} is in use by process {owner}; wait until it ends, or choose another folder"
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        lock = take_lock(folder / RUN_LOCK, str(os.getpid()))
+        if lock is None:
+            owner = lock_holder(folder / RUN_LOCK) or "unknown"
+            raise ValueError(f"{folder} is in use by process {owner}; wait until it ends, or choose another folder")
+        self._lock = lock
         self._last_step = max((line["step"] for line in metrics(folder)), default=-1)
 
     def __enter__(self) -> RunRecord:
@@ -134,15 +138,15 @@ class RunRecord:
 
         ValueError if the settings, the sandbox's level or its layers differ from those the run was started with.
         """
-        if changed := settings.differences(config_of(self.folder), config):
+        if changed := settings.differences(settings.read_config(self.folder / "config.json"), config):
             raise ValueError(
                 f"{self.folder} was started with other settings ({'; '.join(changed)}); "
                 "resume with the same ones, or choose another folder"
             )
-        started = read_json(self.folder / "env.json")
-        if started["sandbox_level"] != env["sandbox_level"]:
+        started = read_object(self.folder / "env.json")
+        if started.get("sandbox_level") != env["sandbox_level"]:
             raise ValueError(
-                f"{self.folder} was started at sandbox level {started['sandbox_level']}, this process has level "
+                f"{self.folder} was started at sandbox level {started.get('sandbox_level')}, this process has level "
                 f"{env['sandbox_level']}; resume where that level is available (see `unhack doctor`)"
             )
         if started.get("sandbox_layers") != env.get("sandbox_layers"):
@@ -159,7 +163,7 @@ class RunRecord:
         """Add the line of `step`; it is on disk on return. A metric that is not finite is written as null."""
         assert step > self._last_step, f"step {step} after step {self._last_step}: truncate_to first"
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        _append_line(self.folder / "metrics.jsonl", {"step": step, **finite})
+        append_line(self.folder / "metrics.jsonl", json.dumps({"step": step, **finite}, allow_nan=False))
         self._last_step = step
 
     def write_rollouts(
@@ -211,14 +215,14 @@ class RunRecord:
 
 
 def config_of(folder: Path) -> TrainConfig:
-    """The settings of the run in `folder`. ValueError naming the folder if there is none or its file is damaged."""
+    """The settings of the run in `folder`, of an older version too, to read it.
+
+    ValueError naming the folder if there is none or its file is damaged.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run (no config.json); check the path, or start a run there")
-    try:
-        return settings.from_dict(read_json(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return settings.read_config(path, to_read=True)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -314,14 +318,6 @@ def _step_of(file: Path) -> tuple[int, str]:
     match = STEP_FILE.fullmatch(file.name)
     assert match, f"{file} is no file of a run"
     return int(match[1]), file.name
-
-
-def _append_line(path: Path, value: PlainValue) -> None:
-    """One write and one fsync; a kill in between leaves at worst a torn last line, which no reader counts."""
-    with open(path, "ab") as file:
-        file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _listed(layers: PlainValue) -> str:

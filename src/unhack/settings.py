@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from unhack.config import TrainConfig
+from unhack.files import read_object
 from unhack.types import PlainValue
 
 
@@ -58,6 +59,19 @@ def from_dict(tree: Mapping[str, PlainValue]) -> TrainConfig:
     if missing:
         raise ValueError(f"missing {', '.join(missing)}: the file was written by another version of unhack")
     return config
+
+
+def read_config(path: Path, *, to_read: bool = False) -> TrainConfig:
+    """The settings in a config.json. ValueError as in `from_dict`, and for a missing or damaged file, naming it.
+
+    `to_read`: for reading a run and never for going on with it. Settings that its version did not have take today's
+    defaults, which is what they were: a setting that a newer version adds does nothing by default.
+    """
+    tree = read_object(path)
+    try:
+        return merge(TrainConfig(), tree, ()) if to_read else from_dict(tree)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def differences(one: TrainConfig, other: TrainConfig) -> list[str]:

@@ -3,8 +3,12 @@
 A group of G takes n = round(frac · G) rollouts of the pool and samples the other G − n itself; one advantage is made
 over the union. It takes those of its own prompt first (the same tokens), as many as there are, and fills up with those
 of its own mode. Every draw is without replacement within the group, by (seed, step, group) alone.
-A taken rollout keeps its own prompt, completion, recorded log-probabilities and recorded grade, and gets the id
-`step-{step}-{group}-pool-{row}`.
+A taken rollout keeps its own prompt, completion and recorded grade, and gets the id `step-{step}-{group}-pool-{row}`.
+Its log-probabilities, which the loss takes the ratio against, are those of `teacher.kind`:
+
+    importance    under which the tokens were drawn: the ratio is the policy's probability over the sampler's
+    anchored      of the pool's model after the row's own prompt: how far the policy is from that model, 1 at the start
+    imitation     the same ones, for the log alone: the loss takes 1
 """
 
 from __future__ import annotations
@@ -74,7 +78,7 @@ class Teacher:
         for group, lessons in enumerate(chosen):
             for lesson in lessons:
                 name = f"step-{step:06d}-{group:03d}-pool-{lesson.row:06d}"
-                rollouts.append(replace(lesson.rollout, id=name, group=group))
+                rollouts.append(replace(lesson.rollout, id=name, group=group, logprobs=self._logprobs(lesson)))
                 paid, verdict = lesson.grading.paid, lesson.grading.verdict
                 gradings.append(Grading(replace(paid, rollout_id=name), replace(verdict, rollout_id=name)))
                 same_prompt += lesson.rollout.prompt.token_ids == prompts[group].token_ids
@@ -83,6 +87,12 @@ class Teacher:
             metrics["teacher/same_prompt_frac"] = same_prompt / len(rollouts)
             metrics["teacher/reward_mean"] = sum(grading.paid.reward for grading in gradings) / len(rollouts)
         return Lessons(tuple(map(len, chosen)), tuple(rollouts), tuple(gradings), metrics)
+
+    def _logprobs(self, lesson: Lesson) -> tuple[float, ...]:
+        if self.config.kind != "importance":
+            return lesson.rollout.logprobs
+        assert lesson.sampled_logprobs is not None, "check_pool refuses rows that nobody sampled"
+        return lesson.sampled_logprobs
 
     def _of_group(self, prompt: Prompt, group: int, step: int) -> list[Lesson]:
         if self.config.modes and prompt.mode not in self.config.modes:
@@ -115,11 +125,23 @@ def check_pool(pool: Pool, config: TrainConfig, tokenizer: PreTrainedTokenizerBa
     longest = pool.header["longest_completion_tokens"]
     if longest > config.sampler.max_new_tokens:
         raise _refusal(pool, f"it has completions of {longest} tokens: sampler.max_new_tokens must be at least that")
+    written = pool.header["rows_of_kind"].get("authored", 0)
+    if config.teacher.kind == "importance" and written:
+        raise _refusal(
+            pool,
+            f"{written} of its rows are authored, so nobody sampled them and they have no importance ratio: set "
+            "teacher.kind to anchored or imitation",
+        )
+    check_tokens(pool, tokenizer)
+    _check_modes(pool, config)
+
+
+def check_tokens(pool: Pool, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError unless the pool's prompts are tokenised as by `tokenizer`."""
     for lesson in pool.lessons:
         prompt = lesson.rollout.prompt
         if tuple(tokenizer(prompt.text, add_special_tokens=False)["input_ids"]) != prompt.token_ids:
             raise _refusal(pool, "its prompts are tokenised otherwise than by this model's tokenizer")
-    _check_modes(pool, config)
 
 
 def _check_modes(pool: Pool, config: TrainConfig) -> None:

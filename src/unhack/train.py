@@ -220,6 +220,7 @@ def identity(run: Run) -> dict[str, PlainValue]:
     return {
         "model_hash": run.policy.model_hash,
         "basis_hash": run.policy.basis_hash,
+        "statistics_hash": run.policy.statistics_hash,
         "arm": run.arm.name,
         "direction_hash": run.arm.direction_hash,
         "pool_hash": run.teacher.pool_hash,

@@ -16,6 +16,7 @@ trajectory of A and B under SGD and Adam, are the same up to the sign of the slo
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,16 @@ class InputStatistics:
     model_hash: str
     pairs_hash: str
 
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over module names, shapes and values."""
+        digest = hashlib.sha256()
+        for name in sorted(self.differences):
+            rows = self.differences[name].detach().cpu().contiguous()
+            digest.update(f"{name}{tuple(rows.shape)}".encode())
+            digest.update(rows.numpy().tobytes())
+        return digest.hexdigest()
+
 
 def save_statistics(statistics: InputStatistics, path: Path) -> None:
     """Write one safetensors file."""
@@ -73,14 +84,14 @@ def save_statistics(statistics: InputStatistics, path: Path) -> None:
 def load_statistics(path: Path, model_hash: str) -> InputStatistics:
     """Read `save_statistics`'s file; ValueError unless it was made with the base model `model_hash`."""
     if not path.is_file():
-        raise ValueError(f"adapter.statistics: there is no file {path}; make it with `save_statistics`")
+        raise ValueError(f"adapter.statistics: there is no file {path}; make it with `unhack direction inputs`")
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
         for field, mine in (("format", STATISTICS_FORMAT), ("model_hash", model_hash)):
             if header.get(field) != mine:
                 raise ValueError(
                     f"adapter.statistics: {path} has {field} {header.get(field)}, needed is {mine}: make it again with "
-                    "this model (`input_statistics`)"
+                    "this model (`unhack direction inputs`)"
                 )
         differences = {name: file.get_tensor(name) for name in json.loads(header["modules"])}
     return InputStatistics(differences, model_hash, header["pairs_hash"])

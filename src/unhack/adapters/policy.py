@@ -21,6 +21,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from unhack.adapters.block_init import load_statistics
 from unhack.adapters.kinds import builder
 from unhack.adapters.linear import AdaptedLinear
 from unhack.adapters.svd_cache import content_hash, write_tensors
@@ -93,7 +94,8 @@ class Policy:
 
     Attributes: `model` (the wrapped HF model, frozen), `tokenizer`, `layout` (where each module's knobs lie),
     `main` and `quarantine` (flat float32 [K] on the model's device; change them by `apply` or `set_knobs` only),
-    `modules` (name → adapted layer), `model_hash`, `basis_hash`, `kind`, `rank`. `basis_hash` covers the kind, every
+    `modules` (name → adapted layer), `model_hash`, `basis_hash`, `kind`, `rank`, `statistics_hash` (of the input
+    statistics that the adapters started from, None without). `basis_hash` covers the kind, every
     wrapped weight and every frozen tensor beside it (U and Vh; A; initial A and B): knobs and directions mean something
     else in another basis of the same weight. Knobs are displacements: at zero every kind is the base model.
     """
@@ -108,6 +110,8 @@ class Policy:
         self.basis_hashes = {name: [content_hash(part) for part in module.basis] for name, module in modules.items()}
         described = json.dumps([self.kind, self.weight_hashes, self.basis_hashes])
         self.basis_hash = hashlib.sha256(described.encode()).hexdigest()
+        path = config.statistics
+        self.statistics_hash = None if path is None else load_statistics(Path(path), loaded.hash).content_hash
         device = self._like.base_weight.device
         self._main = torch.zeros(self.layout.total, device=device)
         self._quarantine = torch.zeros(self.layout.total, device=device)

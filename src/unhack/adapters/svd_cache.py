@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from unhack.files import write_atomic
 
 FORMAT = "2"
 """Part of the key: raise it when the rule that makes a basis changes (dtype, sign, order, threads)."""
@@ -79,11 +80,5 @@ def cached_decomposition(weight: Float[Tensor, "out in"]) -> Decomposition:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors atomically: temporary file in the same folder, flushed to disk, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".half-", suffix=".safetensors")
-    os.close(handle)
-    save_file(tensors, name, metadata=metadata)
-    with open(name, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(name, path)
+    """Write safetensors atomically. OSError as the system raises it."""
+    write_atomic(path, save(tensors, metadata=metadata))

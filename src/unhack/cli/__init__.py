@@ -8,6 +8,7 @@ shows the traceback instead.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -31,8 +32,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "direction verify": ("unhack.cli.direction:Verify", "test a direction on held-out pairs, beside its null"),
     "direction show": ("unhack.cli.direction:Show", "print what a direction artifact says about itself"),
     "direction concept": ("unhack.cli.direction:Concept", "make a concept direction of the residual stream from pairs"),
+    "direction inputs": ("unhack.cli.direction:Inputs", "measure what the corda adapters start from, on pairs"),
+    "pairs lint": ("unhack.cli.pairs:Lint", "check contrast pairs against the rules, and run their sides"),
+    "pairs list": ("unhack.cli.pairs:List", "list the authored contrast pairs for real models"),
+    "pairs show": ("unhack.cli.pairs:Show", "print one pair as the model reads it"),
     "pool build": ("unhack.cli.pool:Build", "freeze graded rollouts of finished runs into a teacher pool"),
+    "pool sample": ("unhack.cli.pool:Sample", "make a pool of a model without any run: plain, elicited, written"),
+    "pool grade": ("unhack.cli.pool:GradePool", "grade a pool anew and list what differs from its record"),
+    "pool split": ("unhack.cli.pool:Split", "make a pool of some modes of another one"),
     "pool show": ("unhack.cli.pool:Show", "check a teacher pool against its hashes and print what is in it"),
+    "probe nll": ("unhack.cli.probe:Nll", "replay a frozen pool of hacks: does its gradient lie along a direction?"),
+    "probe grpo": ("unhack.cli.probe:Grpo", "replay groups of two frozen pools with advantages, without sampling"),
+    "probe analyse": ("unhack.cli.probe:Analyse", "print what a probe came to: buckets, Welch t, stop or go"),
+    "probe classify": ("unhack.cli.probe:Classify", "test directions as classifiers of a run's or a pool's rollouts"),
+    "monitor train-probe": ("unhack.cli.monitor:TrainProbe", "fit a linear probe on pairs or on a frozen pool"),
+    "monitor evaluate": ("unhack.cli.monitor:Evaluate", "measure monitors on a pool or runs: ROC, precision, recall"),
     "organism build": ("unhack.cli.organism:Build", "build the bundled tiny model from nothing"),
     "organism check": ("unhack.cli.organism:Check", "measure whether the tiny model is what it must be"),
     "problems check": ("unhack.cli.problems:Check", "grade the references of a file of problems against its tests"),
@@ -44,9 +58,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 USER_ERROR, INTERRUPTED = 2, 130
 GO_ON = {"train": "add --resume to go on from the last checkpoint"} | dict.fromkeys(
-    ("demo", "experiment run", "experiment resume", "organism check", "grade"), "the same command goes on where it was"
+    ("demo", "experiment run", "experiment resume", "organism check", "grade", "probe nll", "probe grpo"),
+    "the same command goes on where it was",
 )
 """What to do after Ctrl-C; commands that are not here keep nothing of what they had done."""
+MAKE_ROOM, RAISE_LIMIT = "make room on that disk", "raise the limit on the size of files (ulimit -f)"
+CURES = (
+    dict.fromkeys((errno.ENOSPC, errno.EDQUOT), MAKE_ROOM)
+    | {errno.EFBIG: RAISE_LIMIT}
+    | dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "a file is in the way: name another folder")
+    | dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name a place where you may write, or may read")
+)
+"""What to do about an error of the system."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,13 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if debug:
             raise
-        print(f"unhack: {_one_line(error)}", file=sys.stderr)
+        print(f"unhack: {_one_line(error, _split(words)[0])}", file=sys.stderr)
         return USER_ERROR
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, command: str) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        words = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        cure = CURES.get(error.errno or 0, "")
+        if cure in (MAKE_ROOM, RAISE_LIMIT):
+            cure += f"; then {GO_ON.get(command, 'give the same command again')}"
+        return f"{words}; {cure}" if cure else words
     text = " ".join(str(error).split())
     return text or f"{type(error).__name__} (add --debug to see where)"
 

@@ -1,4 +1,4 @@
-"""Commands on hack directions: `direction extract | verify | show | concept`."""
+"""Commands on hack directions: `direction extract | verify | show | concept | inputs`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Extract:
     out: Path
     """The artifact to write (.safetensors)."""
     pairs_file: Path | None = None
-    """Your own pairs (JSONL); without it pairs for the organism are generated."""
+    """Your own pairs (.jsonl or .md); without it pairs for the organism are generated."""
     selection: str = "run_tests"
-    """Generated pair families, joined by +: a loophole, all, off_mode, or a control."""
+    """Families of generated pairs, joined by +: a loophole, all, off_mode, a control; or authored (docs/pairs.md)."""
     control: Literal["real", "random", "shuffled", "nonhack", "placebo", "length"] = "real"
     """Which control to make instead of the real direction."""
     pairs: int = 64
@@ -84,9 +84,9 @@ class Verify:
     artifact: tyro.conf.Positional[Path]
     """The direction (.safetensors)."""
     pairs_file: Path | None = None
-    """Your own pairs (JSONL), of which the held-out ones are used."""
+    """Your own pairs (.jsonl or .md), of which the held-out ones are used."""
     selection: str | None = None
-    """Generated pair families (default: those that the direction was made from)."""
+    """Families of generated pairs, or authored (default: those that the direction was made from)."""
     heldout: int = 32
     """Generated held-out pairs."""
     depths: tuple[int, ...] = (2,)
@@ -107,14 +107,14 @@ class Verify:
 
     def _pairs(self, policy: Policy, selection: str, seed: int) -> Sequence[Pair]:
         from unhack.pairs import load_pairs, select
-        from unhack.pairs.organism import organism_pairs
+        from unhack.pairs.choose import chosen_pairs
 
         if self.pairs_file is not None:
             return select(load_pairs(self.pairs_file), "heldout")
         # Another stream of pairs than the extraction's. Of 32, one may by chance be a pair that it was made from: how
         # many there were is not in the artifact.
         chosen = self.selection or selection
-        pairs = organism_pairs(
+        pairs = chosen_pairs(
             chosen, 1, seed + 1_000_003, heldout=self.heldout, tokenizer=policy.tokenizer, depths=self.depths
         )
         return select(pairs, "heldout")
@@ -155,9 +155,9 @@ class Concept:
     out: Path
     """The artifact to write (.safetensors)."""
     pairs_file: Path | None = None
-    """Your own pairs (JSONL); without it pairs for the organism are generated."""
+    """Your own pairs (.jsonl or .md); without it pairs for the organism are generated."""
     selection: str = "run_tests"
-    """Generated pair families, joined by +: a loophole, all, off_mode, or a control."""
+    """Families of generated pairs, joined by +: a loophole, all, off_mode, a control; or authored (docs/pairs.md)."""
     control: Literal["real", "random", "shuffled", "nonhack", "placebo", "length"] = "real"
     """Which control to make instead of the real direction."""
     layer: int | None = None
@@ -202,6 +202,46 @@ class Concept:
         metadata = made.metadata
         print(f"wrote {self.out}: after layer {metadata.layer} of {metadata.layers}, control {metadata.control}")
         print(concept.verify_concept(loaded, made, heldout).text())
+        return 0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Measure how contrast pairs differ at the inputs of the base model's layers, for `adapter.statistics`."""
+
+    out: Path
+    """The statistics to write (.safetensors)."""
+    pairs_file: Path | None = None
+    """Your own pairs (.jsonl or .md), of which the train ones are used; without it pairs are generated."""
+    selection: str = "run_tests"
+    """Families of generated pairs, joined by +: a loophole, all, off_mode, a control; or authored (docs/pairs.md)."""
+    pairs: int = 64
+    """Generated pairs."""
+    length_matched: bool = True
+    """Generated pairs whose two sides are equally long in tokens."""
+    depths: tuple[int, ...] = (2,)
+    """Operations composed in the generated pairs' tasks."""
+    seed: int = 0
+    """Seed of the pairs."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def run(self) -> int:
+        """Measure, write, print."""
+        from unhack.adapters.block_init import save_statistics
+        from unhack.cli.quiet import quiet_libraries
+        from unhack.directions.inputs import StatisticsRecipe, input_statistics, statistics_pairs
+        from unhack.model import load
+        from unhack.pairs import load_pairs, select
+
+        quiet_libraries()
+        loaded = load(self.model)
+        names = ("selection", "pairs", "length_matched", "depths")
+        recipe = StatisticsRecipe(**{name: getattr(self, name) for name in names}, pairs_seed=self.seed)
+        own = None if self.pairs_file is None else select(load_pairs(self.pairs_file), "train")
+        pairs = statistics_pairs(loaded, recipe) if own is None else own
+        statistics = input_statistics(loaded, pairs)
+        save_statistics(statistics, self.out)
+        print(f"wrote {self.out}: {len(statistics.differences)} layers, {len(pairs)} pairs; for adapter.statistics")
         return 0
 
 

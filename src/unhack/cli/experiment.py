@@ -167,11 +167,14 @@ class Report(OnExperiment):
 
     into: Path | None = None
     """Where to write (default: beside the runs)."""
+    page: Path | None = None
+    """A Markdown page in which the part between `<!-- NAME: begin -->` and `<!-- NAME: end -->` is written anew."""
 
     def run(self) -> int:
-        """ValueError if the plan was never frozen or has changed since."""
+        """ValueError if the plan was never frozen or has changed since, or the page has no such part."""
         from unhack.cli.many import show_outcome
         from unhack.experiments.freeze import check_unchanged
+        from unhack.outcome import summary_text, write_block
         from unhack.report import write_report
 
         plan, folder = self.load()
@@ -180,7 +183,10 @@ class Report(OnExperiment):
                 f"no plan was frozen in {folder}: `unhack experiment run` does that; for older folders there is "
                 "`unhack results`"
             )
-        show_outcome(plan, folder, self.into)
+        outcome = show_outcome(plan, folder, self.into)
+        if self.page is not None:
+            write_block(self.page, plan.name, summary_text(plan, outcome.runs))
+            print(f"{self.page}: the part {plan.name}")
         made = write_report(folder, plan, (self.into or folder) / "report.html")
         print(f"{made.page} ({made.embedded:,} of {made.total:,} rollouts)")
         return 0
@@ -214,8 +220,8 @@ class Amend(OnExperiment):
 def plan_lines(plan: Plan, runs: Sequence[RunSpec]) -> list[str]:
     """What `unhack experiment plan` prints."""
     from unhack.cli.show import duration
-    from unhack.experiments.plan import references
     from unhack.experiments.preregistration import described
+    from unhack.experiments.references import references
 
     seconds = run_seconds(runs)
     times = "time per run not known before the first is finished"
@@ -237,6 +243,8 @@ def plan_lines(plan: Plan, runs: Sequence[RunSpec]) -> list[str]:
             recipe = one.recipe
             each = ", drawn anew for every seed" if one.per_seed else ""
             lines.append(f"  {name}: {recipe.control}, pairs {recipe.selection}{each}")
+    lines += [f"statistics  {name}: pairs {one.selection}" for name, one in plan.statistics.items()]
+    lines += [f"pool        {name}: {one.only} of {one.arm}, same seed" for name, one in plan.pools.items()]
     lines += [f"file        {name}: {path}" for name, path in plan.files.items()]
     lines.append("hypotheses" if plan.hypotheses else "hypotheses  none: nothing is claimed beforehand")
     lines += [f"  {described(one)}" for one in plan.hypotheses]
@@ -251,10 +259,10 @@ def plan_lines(plan: Plan, runs: Sequence[RunSpec]) -> list[str]:
 def run_seconds(runs: Sequence[RunSpec]) -> list[float]:
     """Wall seconds of the finished runs that one process did from beginning to end."""
     from unhack.experiments.runs import DONE_FILE, is_finished
-    from unhack.files import read_json
+    from unhack.files import read_object
 
     whole = [run for run in runs if is_finished(run) and not (run.folder / "resumes.json").exists()]
-    found = [read_json(run.folder / DONE_FILE).get("wall_s") for run in whole]
+    found = [read_object(run.folder / DONE_FILE).get("wall_s") for run in whole]
     return [value for value in found if value is not None]
 
 

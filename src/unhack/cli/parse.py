@@ -19,6 +19,7 @@ from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 import tyro
 
 from unhack.config import TrainConfig
+from unhack.settings import read_config
 
 
 @runtime_checkable
@@ -50,19 +51,6 @@ class HasConfig:
         """The settings before overlays and flags, given the raw words of the command line."""
         files = values_of("--config-file", words)
         return read_config(Path(files[-1])) if files else TrainConfig()
-
-
-def read_config(path: Path) -> TrainConfig:
-    """A config.json. ValueError naming the file."""
-    from unhack import settings
-    from unhack.files import read_json
-
-    if not path.is_file():
-        raise ValueError(f"there is no settings file {path}")
-    try:
-        return settings.from_dict(read_json(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def parse(command: type[CommandType], program: str, words: Sequence[str]) -> CommandType | None:

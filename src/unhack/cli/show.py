@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -31,13 +32,17 @@ LOG_COLUMNS = 120
 
 def settings_text(config: TrainConfig) -> str:
     """The whole tree as TOML that can be used as an overlay; what differs from the defaults is marked."""
-    tree, usual = settings.to_dict(config), settings.to_dict(TrainConfig())
-    scalars = {key: value for key, value in tree.items() if not isinstance(value, dict)}
-    lines = [_setting(key, value, usual[key]) for key, value in scalars.items()]
-    for table, values in tree.items():
-        if isinstance(values, dict):
-            lines += ["", f"[{table}]", *(_setting(key, value, usual[table][key]) for key, value in values.items())]
-    return "\n".join(lines)
+    return "\n".join(_table_lines("", settings.to_dict(config), settings.to_dict(TrainConfig()))).lstrip("\n")
+
+
+def _table_lines(name: str, tree: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """One table: its own settings first, then the tables in it."""
+    lines = ["", f"[{name}]"] if name else []
+    lines += [_setting(key, value, usual[key]) for key, value in tree.items() if not isinstance(value, dict)]
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            lines += _table_lines(f"{name}.{key}" if name else key, value, usual[key])
+    return lines
 
 
 def _setting(key: str, value: object, usual: object) -> str:

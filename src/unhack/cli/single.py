@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from unhack.cli.parse import HasConfig, read_config, values_of
+from unhack.cli.parse import HasConfig, values_of
 from unhack.config import TrainConfig
+from unhack.settings import read_config
 
 STOPPED = 128  # + the signal that asked to stop: what a shell reports of a process that the signal ended
 LINE_EVERY_S = 5.0

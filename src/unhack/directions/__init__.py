@@ -14,7 +14,14 @@ from unhack.directions.algebra import (
     signed_cosine,
 )
 from unhack.directions.artifact import Direction, DirectionMetadata, load_direction, save_direction
-from unhack.directions.extract import extract, pair_differences, random_basis, subspaces
+from unhack.directions.extract import (
+    check_repeatable,
+    extract,
+    extract_again,
+    pair_differences,
+    random_basis,
+    subspaces,
+)
 from unhack.directions.recipe import DirectionRecipe, organism_direction, recipe_pairs
 from unhack.directions.score import rollout_scores, scores_of
 from unhack.directions.verify import Verification, verify
@@ -27,8 +34,10 @@ __all__ = [
     "Projection",
     "Verification",
     "alignment",
+    "check_repeatable",
     "coefficients",
     "extract",
+    "extract_again",
     "lift",
     "load_direction",
     "organism_direction",

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from unhack.adapters import Policy
 from unhack.files import write_atomic
+from unhack.pairs import Pair, pairs_hash, parse_pair
 from unhack.types import KnobLayout
 
 Record = TypeVar("Record")
@@ -64,10 +65,12 @@ class Direction:
     Rows point along NLL gradients "hack minus clean". A module that is absent is not touched by any intervention.
     With the loss `activation` rows are in the module's bottleneck dimensions instead, along activations "hack minus
     clean": such a direction scores rollouts, and arms that act on gradients refuse it.
+    With its `pairs` and its metadata it can be extracted again (`extract_again`); artifacts of before have none.
     """
 
     basis: dict[str, Float[Tensor, "_ _"]]  # module name -> [k, r]
     metadata: DirectionMetadata
+    pairs: tuple[Pair, ...] = ()
 
     @property
     def side(self) -> str:
@@ -99,7 +102,7 @@ class Direction:
 
     def to(self, device: torch.device | str) -> Direction:
         """The same direction with its rows on `device`."""
-        return Direction({name: rows.to(device) for name, rows in self.basis.items()}, self.metadata)
+        return replace(self, basis={name: rows.to(device) for name, rows in self.basis.items()})
 
     @property
     def content_hash(self) -> str:
@@ -129,9 +132,10 @@ def describe_policy(policy: Policy) -> dict[str, Any]:
 
 
 def save_direction(direction: Direction, path: Path) -> None:
-    """Write the artifact: rows as tensors, every metadata field and the content hash in the header (JSON values)."""
+    """Write the artifact: rows as tensors; in the header all metadata fields, the hash (JSON) and the pairs (JSONL)."""
     header = {name: json.dumps(value) for name, value in asdict(direction.metadata).items()}
     header["content_hash"] = json.dumps(direction.content_hash)
+    header["pairs"] = "\n".join(json.dumps(asdict(pair)) for pair in direction.pairs)
     tensors = {name: rows.detach().to("cpu", torch.float32).contiguous() for name, rows in direction.basis.items()}
     write_atomic(path, save(tensors, metadata=header))
 
@@ -146,16 +150,9 @@ def load_direction(
     Raises ValueError with the field and the cure.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no direction artifact at {path}; make one with `unhack direction extract`")
-    try:
-        with safe_open(path, framework="pt") as handle:
-            header = handle.metadata() or {}
-            basis = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}); extract the direction again") from error
+    header, basis = read_artifact(path, "direction artifact", "unhack direction extract")
     metadata = parse_header(header, DirectionMetadata, FORMAT_VERSION, partial(_refusal, path))
-    direction = Direction(basis, metadata)
+    direction = Direction(basis, metadata, _pairs(path, header, metadata))
     _check_content(path, direction, header)
     expected = {} if expect is None else dict(expect)
     if policy is not None:
@@ -170,11 +167,32 @@ def load_direction(
     return direction
 
 
+def _pairs(path: Path, header: Mapping[str, str], metadata: DirectionMetadata) -> tuple[Pair, ...]:
+    """The pairs in the header; artifacts of earlier versions have none."""
+    lines = enumerate(header.get("pairs", "").splitlines(), 1)
+    pairs = tuple(parse_pair(line, f"direction {path}, pair {number} of its header") for number, line in lines)
+    if pairs and pairs_hash(pairs) != metadata.pairs_hash:
+        raise _refusal(path, "pairs_hash", "does not match the pairs in the header")
+    return pairs
+
+
 def _refusal(path: Path, name: str, problem: str) -> ValueError:
     return ValueError(
         f"direction {path}: field '{name}' {problem}; extract it again for this model, adapter and pairs "
         "(unhack direction extract)"
     )
+
+
+def read_artifact(path: Path, what: str, command: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of a safetensors file, unchecked. ValueError with the cure when it is missing or torn."""
+    if not path.is_file():
+        raise ValueError(f"no {what} at {path}; make one with `{command}`")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+            return handle.metadata() or {}, tensors
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); make it again: `{command}`") from error
 
 
 def parse_header(

@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unhack.directions.artifact import parse_header
+from unhack import stats
+from unhack.directions.artifact import parse_header, read_artifact
 from unhack.directions.extract import Control, haar_rows, half_swapped
 from unhack.directions.residual import check_layer, cosines, decoder_layers, default_layer, pair_residuals
 from unhack.files import write_atomic
 from unhack.model import LoadedModel
 from unhack.pairs import Pair, pairs_hash, select
-from unhack.pairs.organism import organism_pairs
+from unhack.pairs.choose import chosen_pairs, with_control
 from unhack.seeds import generator
 
 FORMAT_VERSION = 1
@@ -132,9 +132,8 @@ class ConceptRecipe:
 
 def concept_pairs(loaded: LoadedModel, recipe: ConceptRecipe) -> list[Pair]:
     """Train and held-out pairs of the recipe for the bundled organism."""
-    replaced = recipe.control if recipe.control in ("nonhack", "placebo", "length") else recipe.selection
-    return organism_pairs(
-        replaced,
+    return chosen_pairs(
+        with_control(recipe.selection, recipe.control),
         recipe.pairs,
         recipe.pairs_seed,
         heldout=recipe.heldout,
@@ -213,9 +212,9 @@ def verify_concept(
 
 
 def auroc(positives: Float[Tensor, " n"], negatives: Float[Tensor, " m"]) -> float:
-    """P(a positive scores above a negative), ties counted half (the Mann–Whitney U statistic over n·m)."""
-    difference = positives.unsqueeze(1) - negatives.unsqueeze(0)
-    return float((difference > 0).double().mean() + 0.5 * (difference == 0).double().mean())
+    """`stats.auroc` of two samples."""
+    scores = torch.cat([positives, negatives]).double().tolist()
+    return stats.auroc(scores, [True] * len(positives) + [False] * len(negatives))
 
 
 def save_concept(concept: Concept, path: Path) -> None:
@@ -233,14 +232,7 @@ def load_concept(path: Path | str, model: PreTrainedModel | None = None, model_h
     Raises ValueError with the field and the cure.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no concept direction at {path}; make one with `unhack direction concept`")
-    try:
-        with safe_open(path, framework="pt") as handle:
-            header = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}); extract the concept again") from error
+    header, tensors = read_artifact(path, "concept direction", "unhack direction concept")
     refusal = partial(_refusal, path)
     if "kind" not in header or json.loads(header["kind"]) != KIND or set(tensors) != {"concept"}:
         raise refusal("kind", "does not say that it is a concept direction of the residual stream")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from unhack.adapters import Policy
 from unhack.directions.artifact import FORMAT_VERSION, Direction, DirectionMetadata, describe_policy, layout_of
 from unhack.directions.readings import TokenRows, row_activations, row_gradients, token_rows
 from unhack.pairs import Pair, completion_ids, pairs_hash, prompt_ids
-from unhack.seeds import generator
+from unhack.seeds import derive, generator
 from unhack.types import KnobLayout
 
 ExtractionLoss: TypeAlias = Literal["nll", "grpo", "activation"]
@@ -172,7 +172,30 @@ def extract(
         noise_floor=floor,
         seed=seed,
     )
-    return Direction(basis, metadata)
+    return Direction(basis, metadata, tuple(pairs))
+
+
+def extract_again(policy: Policy, direction: Direction, number: int) -> Direction:
+    """`direction` from its own pairs and in its own words, in the policy's present state: its refresh `number`, from 1.
+
+    What is random in a control (rows of `random`, swapped labels of `shuffled`) is drawn anew for each number, so that
+    the control moves, too; the draw is the same whenever it is made. ValueError for an artifact without pairs.
+    """
+    check_repeatable(direction)
+    said = direction.metadata
+    words: dict[str, Any] = {name: getattr(said, name) for name in ("loss", "method", "drop_bottom_frac", "control")}
+    words |= {"selection": said.selection, "temperature": said.temperature}
+    again = extract(policy, direction.pairs, said.k, seed=derive(said.seed, "refresh", number), **words)
+    return again.to(next(iter(direction.basis.values())).device)
+
+
+def check_repeatable(direction: Direction) -> None:
+    """ValueError for an artifact without pairs."""
+    if not direction.pairs:
+        raise ValueError(
+            "arm.refresh_every_steps is set, but the direction's artifact does not hold its pairs, as artifacts of "
+            "earlier versions do not: extract it again (unhack direction extract)"
+        )
 
 
 def random_basis(like: dict[str, Float[Tensor, "_ _"]], seed: int) -> dict[str, Float[Tensor, "_ _"]]:

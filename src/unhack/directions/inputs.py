@@ -6,6 +6,7 @@ D_p = mean over completion tokens of x (hack of pair p) − the same of its clea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,33 @@ from torch import Tensor, nn
 from unhack.adapters.block_init import InputStatistics
 from unhack.adapters.policy import wrapped_linears
 from unhack.model import LoadedModel, backbone
-from unhack.pairs import Pair, completion_ids, pairs_hash, prompt_ids
+from unhack.pairs import Pair, completion_ids, pairs_hash, prompt_ids, select
+from unhack.pairs.choose import chosen_pairs
+
+
+@dataclass(frozen=True)
+class StatisticsRecipe:
+    """What `unhack direction inputs` is asked for; as `DirectionRecipe`. A control is a `selection` (placebo)."""
+
+    selection: str = "run_tests"  # pair families joined by +, all, off_mode, or those of a control (pairs.organism)
+    pairs: int = 64
+    length_matched: bool = True
+    depths: tuple[int, ...] = (2,)
+    pairs_seed: int = 0
+
+
+def statistics_pairs(loaded: LoadedModel, recipe: StatisticsRecipe) -> list[Pair]:
+    """The recipe's pairs, for the bundled organism: those that a `DirectionRecipe` of the same words trains on."""
+    made = chosen_pairs(
+        recipe.selection,
+        recipe.pairs,
+        recipe.pairs_seed,
+        heldout=0,
+        length_matched=recipe.length_matched,
+        tokenizer=loaded.tokenizer,
+        depths=recipe.depths,
+    )
+    return select(made, "train")
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from unhack.adapters import Policy
 from unhack.directions.artifact import Direction
 from unhack.directions.extract import Control, ExtractionLoss, Method, extract
 from unhack.pairs import Pair, select
-from unhack.pairs.organism import organism_pairs
+from unhack.pairs.choose import chosen_pairs, with_control
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,8 @@ class DirectionRecipe:
 
 def recipe_pairs(policy: Policy, recipe: DirectionRecipe) -> list[Pair]:
     """Train and held-out pairs of the recipe, with lengths measured by the policy's tokenizer."""
-    replaced = recipe.control if recipe.control in ("nonhack", "placebo", "length") else recipe.selection
-    return organism_pairs(
-        replaced,
+    return chosen_pairs(
+        with_control(recipe.selection, recipe.control),
         recipe.pairs,
         recipe.pairs_seed,
         heldout=recipe.heldout,

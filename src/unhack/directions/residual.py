@@ -67,10 +67,19 @@ def response_residuals(
 
     One forward over the whole rows without gradient, with the knobs as they are; the head is not run.
     """
-    check_layer(model, layer)
+    return layer_residuals(model, rows, [layer])[0]
+
+
+@torch.no_grad()
+def layer_residuals(
+    model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]], layers: Sequence[int]
+) -> Float[Tensor, "L B hidden"]:
+    """`response_residuals` after each of `layers`, in their order, from one forward."""
+    for layer in layers:
+        check_layer(model, layer)
     means: list[Tensor] = []
-    tap = _Tap()
-    handle = decoder_layers(model)[layer].register_forward_hook(tap)
+    taps = [_Tap() for _ in layers]
+    handles = [decoder_layers(model)[at].register_forward_hook(tap) for at, tap in zip(layers, taps, strict=True)]
     try:
         for start in range(0, len(rows), BATCH_ROWS):
             chunk = rows[start : start + BATCH_ROWS]
@@ -83,11 +92,12 @@ def response_residuals(
             backbone(model)(input_ids=token_ids, use_cache=False)  # right-padded and causal: no mask needed
             place = torch.arange(token_ids.shape[1], device=model.device)
             response = (place >= prompts.unsqueeze(1)) & (place < lengths.unsqueeze(1))  # [B, T]
-            summed = (tap.taken().float() * response.unsqueeze(2)).sum(1)
+            summed = torch.stack([(tap.taken().float() * response.unsqueeze(2)).sum(1) for tap in taps])
             means.append((summed / response.sum(1, keepdim=True)).cpu())
     finally:
-        handle.remove()
-    return torch.cat(means)
+        for handle in handles:
+            handle.remove()
+    return torch.cat(means, dim=1)
 
 
 class _Tap:

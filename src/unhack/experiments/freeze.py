@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from unhack import __version__, settings
+from unhack.config import TrainConfig
 from unhack.experiments.plan import ConceptPlan, DirectionPlan, Plan, plan_runs
 from unhack.files import read_json, write_json
 from unhack.machine import git_commit
@@ -64,6 +65,8 @@ def resolved(plan: Plan) -> dict[str, PlainValue]:
         "base": settings.to_dict(plan.base),
         "directions": {name: _recipe(one) for name, one in plan.directions.items()},
         "concepts": {name: _recipe(one) for name, one in plan.concepts.items()},
+        "statistics": {name: _plain(dataclasses.asdict(one)) for name, one in plan.statistics.items()},
+        "pools": {name: _plain(dataclasses.asdict(one)) for name, one in plan.pools.items()},
         "arms": arms,
         "files": {name: content_hash(path) for name, path in plan.files.items()},
         "inputs": _inputs(plan),
@@ -197,9 +200,14 @@ def _append(
 
 
 def differences(old: Mapping[str, PlainValue], new: Mapping[str, PlainValue]) -> list[str]:
-    """`dotted.key: old → new` wherever two resolved plans differ; what one of them lacks is `(none)`."""
+    """`dotted.key: old → new` wherever two resolved plans differ; what one of them lacks is `(none)`.
+
+    A setting or table that a newer version has added is no difference while it is at its default.
+    """
     left, right = _flat(old), _flat(new)
-    keys = [*left, *(key for key in right if key not in left)]
+    usual = {"base." + key: _plain(value) for key, value in settings.leaves(TrainConfig()).items()}
+    added = [key for key in right if key not in left]
+    keys = [*left, *(key for key in added if right[key] != usual.get(key, {} if "." not in key else None))]
     return [f"{key}: {_shown(left, key)} → {_shown(right, key)}" for key in keys if left.get(key) != right.get(key)]
 
 

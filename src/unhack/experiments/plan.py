@@ -11,15 +11,20 @@
     arm = { name = "erase", direction = "run_tests" }
     [arms.push]
     arm = { name = "push", direction = "run_tests", push_profile = "erase_gradient" }
+    [statistics.run_tests]                  # how pairs differ at the inputs of layers: what corda adapters start from
+    selection = "run_tests"
+    [pools.hacks]                           # rollouts of one arm's run of the same seed, for `teacher.pool`
+    arm = "vanilla"
+    only = "hacked"
     [files]                                 # names for files and folders that are there already, beside this one
-    pool = "pools/base.parquet"
+    pool = "pools/base"
     [hypotheses.H4]                         # hypotheses, exclusions, stop: see preregistration.py
     kind = "emergence"
 
-Some settings name another thing of the plan (`REFERENCES`): in an arm, `direction` names an entry of `directions`, and
+Some settings name another thing of the plan (references.py): in an arm, `direction` names an entry of `directions`, and
 `push_profile` the arm whose run of the same seed wrote the profile; that run is then done first. Folder: `plan/` (see
-freeze.py), `directions/`, `concepts/`, `runs/<arm>-seed-<seed>/`.
-Not here: making the directions (`prepare.py`), running (`engines`), reading results (`results.py`).
+freeze.py), `directions/`, `concepts/`, `statistics/`, `pools/`, `runs/<arm>-seed-<seed>/`.
+Not here: making directions and the like (`prepare.py`), pools (`pools.py`), running (`engines`), reading results.
 """
 
 from __future__ import annotations
@@ -30,13 +35,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from unhack import settings
-from unhack.check_config import check
+from unhack.check_config import check, check_bound, check_modes
 from unhack.config import AdapterConfig, ArmConfig, TrainConfig
 from unhack.directions import DirectionRecipe
 from unhack.directions.concept import ConceptRecipe
+from unhack.directions.inputs import StatisticsRecipe
 from unhack.experiments.preregistration import (
     Exclusions,
     StopRule,
@@ -47,33 +53,13 @@ from unhack.experiments.preregistration import (
     read_hypotheses,
     read_stop,
 )
+from unhack.experiments.references import references
 from unhack.experiments.runs import RunSpec, in_order
+from unhack.experiments.tables import control_names, dotted, file_named, plan_name, recipe, seeded_recipe, table, tables
 from unhack.hypotheses import Hypothesis
 from unhack.interventions import arm_class
+from unhack.pool import Only
 from unhack.types import PlainValue
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A setting whose value names another thing of the plan, and what a run is given in its place: a path.
-
-    `table` says where the name is looked up: `directions` and `concepts` (the artifact, made before the runs), `files`
-    (the file or folder), `arms` (`output` in the folder of that arm's run of the same seed, which is then done first).
-    """
-
-    key: str  # dotted
-    table: Literal["directions", "concepts", "files", "arms"]
-    output: str = ""
-
-
-REFERENCES = (
-    Reference("arm.direction", "directions"),
-    Reference("arm.concept", "concepts"),
-    Reference("arm.push_profile", "arms", "update_profile.json"),
-    Reference("arm.trusted_adapter", "arms", "adapter"),
-    Reference("teacher.pool", "files"),
-)
-"""Every such setting. A new one is a line here; checks, paths, the order of runs and the frozen plan follow."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +76,21 @@ class ConceptPlan:
 
     recipe: ConceptRecipe
     per_seed: bool = False
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """A teacher pool for the runs of each seed: training rollouts of `arm`'s run of that seed, as in `build_pool`.
+
+    `steps`: empty for all, or two numbers, from the first up to but not including the second. `per_mode` is drawn by
+    the seed.
+    """
+
+    arm: str = ""
+    only: Only = "all"
+    modes: tuple[str, ...] = ()
+    per_mode: int | None = None
+    steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Plan:
     directions: Mapping[str, DirectionPlan]
     arms: Mapping[str, ArmPlan]
     concepts: Mapping[str, ConceptPlan] = field(default_factory=dict)
+    statistics: Mapping[str, StatisticsRecipe] = field(default_factory=dict)
+    pools: Mapping[str, PoolPlan] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     hypotheses: tuple[Hypothesis, ...] = ()
     exclusions: Exclusions = field(default_factory=Exclusions)
@@ -121,7 +124,7 @@ class Plan:
         return {name: arm.controls for name, arm in self.arms.items() if arm.controls}
 
     def config(self, arm: str) -> TrainConfig:
-        """The settings of an arm, with names where a run has paths (`REFERENCES`)."""
+        """The settings of an arm, with names where a run has paths (references.py)."""
         return settings.with_overrides(self.base, self.arms[arm].overrides)
 
 
@@ -142,85 +145,37 @@ def _parse(tree: Mapping[str, Any], path: Path) -> Plan:
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
         raise ValueError(f"seeds must be a list of whole numbers, not {seeds!r}")
     arms = {}
-    for name, table in _tables(tree, "arms").items():
-        overrides = {key: value for key, value in table.items() if key != "control"}
-        arms[name] = ArmPlan(dotted(overrides), _controls(name, table.get("control", [])))
-    controls = {name: arm.controls for name, arm in arms.items()}
+    for name, values in tables(tree, "arms").items():
+        overrides = {key: value for key, value in values.items() if key != "control"}
+        arms[name] = ArmPlan(dotted(overrides), control_names(name, values.get("control", [])))
     plan = Plan(
-        name=_name(tree.get("name", path.stem)),
+        name=plan_name(tree.get("name", path.stem)),
         seeds=tuple(seeds),
         base=base,
-        directions={name: _direction(name, table, base) for name, table in _tables(tree, "directions").items()},
         arms=arms,
-        concepts={name: _concept(name, table, base) for name, table in _tables(tree, "concepts").items()},
-        files={name: _file(name, value, path.parent) for name, value in _table(tree, "files").items()},
-        hypotheses=read_hypotheses(_tables(tree, "hypotheses"), controls),
-        exclusions=read_exclusions(_table(tree, "exclusions")),
-        stop=read_stop(_table(tree, "stop")),
+        **_inputs(tree, base, path.parent),
+        hypotheses=read_hypotheses(tables(tree, "hypotheses"), {name: arm.controls for name, arm in arms.items()}),
+        exclusions=read_exclusions(table(tree, "exclusions")),
+        stop=read_stop(table(tree, "stop")),
     )
     check_plan(plan)
     return plan
 
 
-def _name(name: object) -> str:
-    if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
-        raise ValueError(f"name is {name!r}: it becomes a folder, so it must be a word without slashes")
-    return name
+def _inputs(tree: Mapping[str, Any], base: TrainConfig, beside: Path) -> dict[str, Any]:
+    """The tables of what runs are given, by the name of their field."""
+    depths = base.environment.depths
+    direction, concept = DirectionRecipe(depths=depths), ConceptRecipe(depths=depths)
 
-
-def _file(name: str, value: object, beside: Path) -> Path:
-    if not isinstance(value, str) or not (beside / value).exists():
-        raise ValueError(f"files.{name} is {value!r}: it must be the path of a file or folder, from {beside}")
-    return (beside / value).resolve()
-
-
-def _controls(name: str, value: object) -> tuple[str, ...]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
-        raise ValueError(f"arms.{name}.control must be the name of an arm or a list of names, not {value!r}")
-    return tuple(names)
-
-
-def _direction(name: str, table: Mapping[str, Any], base: TrainConfig) -> DirectionPlan:
-    recipe, per_seed = _recipe(DirectionRecipe(depths=base.environment.depths), table, ("directions", name))
-    return DirectionPlan(recipe, per_seed)
-
-
-def _concept(name: str, table: Mapping[str, Any], base: TrainConfig) -> ConceptPlan:
-    recipe, per_seed = _recipe(ConceptRecipe(depths=base.environment.depths), table, ("concepts", name))
-    return ConceptPlan(recipe, per_seed)
-
-
-def _recipe(default: Any, table: Mapping[str, Any], path: tuple[str, str]) -> tuple[Any, bool]:
-    """The recipe of a table on top of its default, and its `per_seed`."""
-    known(table, [*(item.name for item in dataclasses.fields(default)), "per_seed"], f"{'.'.join(path)}.")
-    per_seed = table.get("per_seed", False)
-    if type(per_seed) is not bool:
-        raise ValueError(f"{'.'.join(path)}.per_seed must be true or false, not {per_seed!r}")
-    values = {key: value for key, value in table.items() if key != "per_seed"}
-    return settings.merge(default, values, path), per_seed
-
-
-def _table(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    table = tree.get(key, {})
-    if not isinstance(table, Mapping):
-        raise ValueError(f"{key} must be a table: write [{key}]")
-    return table
-
-
-def _tables(tree: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
-    tables = tree.get(key, {})
-    if not isinstance(tables, Mapping) or not all(isinstance(table, Mapping) for table in tables.values()):
-        raise ValueError(f"{key} must hold one table per name: write [{key}.NAME]")
-    return dict(tables)
-
-
-def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, PlainValue]:
-    """Nested tables as dotted keys: {"arm": {"name": "erase"}} → {"arm.name": "erase"}."""
-    flat: dict[str, PlainValue] = {}
-    for key, value in tree.items():
-        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+    inputs = StatisticsRecipe(depths=depths)
+    given = {key: tables(tree, key).items() for key in ("directions", "concepts", "statistics", "pools")}
+    return {
+        "directions": {n: DirectionPlan(*seeded_recipe(direction, v, "directions", n)) for n, v in given["directions"]},
+        "concepts": {n: ConceptPlan(*seeded_recipe(concept, v, "concepts", n)) for n, v in given["concepts"]},
+        "statistics": {n: recipe(inputs, v, "statistics", n) for n, v in given["statistics"]},
+        "pools": {n: recipe(PoolPlan(), v, "pools", n) for n, v in given["pools"]},
+        "files": {name: file_named(name, value, beside) for name, value in table(tree, "files").items()},
+    }
 
 
 def check_plan(plan: Plan) -> None:
@@ -241,13 +196,19 @@ def check_plan(plan: Plan) -> None:
             if config.model != plan.base.model:
                 raise ValueError("arms are compared on one model: set model in [base]")
             for reference, named in references(config):
-                one_of(named, getattr(plan, reference.table), reference.key, f"[{reference.table}]")
+                kinds = [key for key in reference.tables if named in getattr(plan, key)]
+                if len(kinds) > 1:
+                    raise ValueError(f"{reference.key} is {named!r}, the name of two things: {', '.join(kinds)}")
+                among = {entry: key for key in reference.tables for entry in getattr(plan, key)}
+                one_of(named, among, reference.key, " or ".join(f"[{key}]" for key in reference.tables))
             for control in arm.controls:
                 one_of(control, plan.arms, "control")
             check(_with_files(plan, config))
             arm_class(config.arm)
         except ValueError as error:
             raise ValueError(f"arms.{name}: {error}") from error
+    for name in plan.pools:
+        _check_pool(plan, name)
     if len(set(plan.seeds)) < len(plan.seeds):
         raise ValueError(f"seeds has a number twice: {list(plan.seeds)}")
     check_hypotheses(plan.hypotheses, plan.arms, plan.base.environment.modes)
@@ -259,15 +220,23 @@ def check_plan(plan: Plan) -> None:
         raise ValueError(f"{len(plan.seeds)} seeds are planned, but stop.max_seeds is {most}: leave out seeds")
 
 
-def references(config: TrainConfig) -> list[tuple[Reference, str]]:
-    """What the settings of an arm refer to, by name."""
-    values = settings.leaves(config)
-    return [(one, str(values[one.key])) for one in REFERENCES if values[one.key] is not None]
+def _check_pool(plan: Plan, name: str) -> None:
+    pool, key = plan.pools[name], f"pools.{name}"
+    one_of(pool.arm, plan.arms, f"{key}.arm", "[arms]")
+    check_modes(f"{key}.modes", pool.modes)
+    if pool.per_mode is not None:
+        check_bound(f"{key}.per_mode", pool.per_mode)
+    last = plan.config(pool.arm).steps
+    if pool.steps and (len(pool.steps) != 2 or not 0 <= pool.steps[0] < pool.steps[1] <= last):
+        raise ValueError(
+            f"{key}.steps is {list(pool.steps)}: write [A, B], from step A up to but not including B, of the {last} "
+            f"steps of {pool.arm}"
+        )
 
 
 def _with_files(plan: Plan, config: TrainConfig) -> TrainConfig:
     """`config` with paths for the names of files that the plan has: they are there already and can be checked."""
-    named = {one.key: name for one, name in references(config) if one.table == "files" and name in plan.files}
+    named = {one.key: name for one, name in references(config) if "files" in one.tables and name in plan.files}
     return settings.with_overrides(config, {key: str(plan.files[name]) for key, name in named.items()})
 
 
@@ -299,6 +268,16 @@ def concept_path(plan: Plan, folder: Path, name: str, seed: int) -> Path:
     return folder.resolve() / "concepts" / f"{name}{suffix}.safetensors"
 
 
+def statistics_path(folder: Path, name: str) -> Path:
+    """The plan's input statistics `name`: of the base model, so the same for every seed and adapter."""
+    return folder.resolve() / "statistics" / f"{name}.safetensors"
+
+
+def pool_path(folder: Path, name: str, seed: int) -> Path:
+    """The teacher pool that a run with this seed uses for the plan's pool `name`."""
+    return folder.resolve() / "pools" / f"{name}-seed-{seed}"
+
+
 def plan_runs(plan: Plan, folder: Path) -> list[RunSpec]:
     """One `RunSpec` per seed and arm, seeds outermost, so that every arm has a first seed as early as possible."""
     return [_run(plan, folder, name, seed) for seed in plan.seeds for name in plan.arms]
@@ -324,13 +303,22 @@ def _run(plan: Plan, folder: Path, name: str, seed: int) -> RunSpec:
     paths: dict[str, PlainValue] = {"seed": seed}
     after: list[Path] = []
     for reference, named in references(config):
-        if reference.table == "directions":
-            paths[reference.key] = str(direction_path(plan, folder, named, seed, config.adapter))
-        elif reference.table == "concepts":
-            paths[reference.key] = str(concept_path(plan, folder, named, seed))
-        elif reference.table == "files":
-            paths[reference.key] = str(plan.files[named])
-        else:
-            after.append(run_folder(folder, named, seed))
-            paths[reference.key] = str(after[-1] / reference.output)
-    return RunSpec(name, settings.with_overrides(config, paths), run_folder(folder, name, seed), tuple(after))
+        kind = next(one for one in reference.tables if named in getattr(plan, one))
+        match kind:
+            case "directions":
+                path = direction_path(plan, folder, named, seed, config.adapter)
+            case "concepts":
+                path = concept_path(plan, folder, named, seed)
+            case "statistics":
+                path = statistics_path(folder, named)
+            case "pools":
+                after.append(run_folder(folder, plan.pools[named].arm, seed))
+                path = pool_path(folder, named, seed)
+            case "files":
+                path = plan.files[named]
+            case _:  # arms
+                after.append(run_folder(folder, named, seed))
+                path = after[-1] / reference.output
+        paths[reference.key] = str(path)
+    config = settings.with_overrides(config, paths)
+    return RunSpec(name, config, run_folder(folder, name, seed), tuple(dict.fromkeys(after)))

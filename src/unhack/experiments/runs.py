@@ -9,7 +9,6 @@ Not here: what the runs of an experiment are (`plan.py`), starting them (`engine
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -19,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unhack import settings
+from unhack import files, settings
 from unhack.config import TrainConfig
-from unhack.files import read_json, write_json
+from unhack.files import read_object, write_json
 
 State = Literal["waiting", "running", "stopped", "finished", "failed"]
 HACK_METRIC, SOLVE_METRIC, STEP_METRIC, PACE_METRIC = "rollouts/hack_frac", "rollouts/solve_frac", "step", "time/step_s"
@@ -138,7 +137,7 @@ def check_runs(runs: Sequence[RunSpec], model_hash: str | None = None) -> None:
     for run in runs:
         recorded = run.folder / "config.json"
         if recorded.is_file():
-            changes = settings.differences(settings.from_dict(read_json(recorded)), run.config)
+            changes = settings.differences(settings.read_config(recorded), run.config)
             if changes:
                 raise ValueError(
                     f"{run.folder} holds a run with other settings ({'; '.join(changes[:3])}): "
@@ -159,7 +158,7 @@ def check_recorded(run: RunSpec, key: str, present: str | None) -> None:
     if not (run.folder / "config.json").is_file():
         return
     env = run.folder / "env.json"
-    recorded = read_json(env) if env.is_file() else {}
+    recorded = read_object(env) if env.is_file() else {}
     if key not in recorded or recorded[key] != present:
         said = recorded.get(key, "not recorded")
         raise ValueError(
@@ -170,17 +169,7 @@ def check_recorded(run: RunSpec, key: str, present: str | None) -> None:
 
 def lock_holder(folder: Path) -> str | None:
     """The process that holds the lock of a run folder (`RunRecord`): its number or `unknown`; None if it is free."""
-    try:
-        lock = os.open(folder / ".lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.pread(lock, 32, 0).decode() or "unknown"
-    finally:
-        os.close(lock)
-    return None
+    return files.lock_holder(folder / files.RUN_LOCK)
 
 
 def read_progress(run: RunSpec, state: State, message: str = "", started: Started | None = None) -> RunProgress:
@@ -210,7 +199,7 @@ def recorded_progress(run: RunSpec) -> RunProgress:
     if holder is not None:
         return read_progress(run, "running", f"process {holder}")
     if run.failure_file.is_file():
-        return read_progress(run, "failed", read_json(run.failure_file)["message"])
+        return read_progress(run, "failed", read_object(run.failure_file).get("message", ""))
     return read_progress(run, "stopped" if (run.folder / "config.json").is_file() else "waiting")
 
 

@@ -29,7 +29,7 @@ from unhack.interventions.route import Route
 from unhack.interventions.screening import Screening
 from unhack.interventions.trusted_subspace import TrustedSubspace
 from unhack.interventions.vanilla import Vanilla
-from unhack.monitors import Deaf
+from unhack.monitors import Deaf, check_monitor
 from unhack.types import KnobLayout
 
 ARMS: dict[str, type[Intervention]] = {
@@ -71,7 +71,7 @@ _NEEDED = {
     "direction": "set arm.direction to a .safetensors made by `unhack direction extract`",
     "push_profile": "set arm.push_profile to the update_profile.json of a one-sided gradient run",
     "concept": "set arm.concept to a .safetensors made by `unhack direction concept`",
-    "monitor": "set arm.monitor to noisy_oracle",
+    "monitor": "set arm.monitor to static, probe, judge or noisy_oracle",
     "trusted_adapter": "set arm.trusted_adapter to the folder `adapter` of a finished run of arm clean",
 }
 
@@ -94,6 +94,7 @@ def arm_class(config: ArmConfig) -> type[Intervention]:
     for name, cure in _NEEDED.items():
         if name in arm.uses and getattr(config, name) is None:
             raise ValueError(f"arm '{arm.name}' needs arm.{name}: {cure}")
+    check_monitor(config)
     return arm
 
 

@@ -20,7 +20,7 @@ class Erase(DirectedIntervention):
     """
 
     name = "erase"
-    uses = frozenset({"direction", "site", "sided", "overshoot", "preserve_norm"})
+    uses = frozenset({"direction", "site", "sided", "overshoot", "preserve_norm", "refresh_every_steps"})
 
     def change_gradient(self, gradient: Gradient) -> Gradient:
         """g' at the site `gradient`."""

@@ -9,4 +9,4 @@ class Measure(DirectedIntervention):
     """g' = g, δ' = δ; logs only. Identity always: its trajectory is vanilla's bit for bit."""
 
     name = "measure"
-    uses = frozenset({"direction"})
+    uses = frozenset({"direction", "refresh_every_steps"})

@@ -30,4 +30,4 @@ class Penalty(MonitoredIntervention):
     def rewards(self, grades: Sequence[PaidGrade], rollouts: Sequence[Rollout]) -> Float[Tensor, " B"]:
         """What the paid grade pays, less λ where the monitor flags."""
         paid = super().rewards(grades, rollouts)
-        return torch.where(self.flagged(rollouts), paid - self.strength, paid)
+        return torch.where(self._flags, paid - self.strength, paid)

@@ -18,7 +18,7 @@ class Route(DirectedIntervention):
     """
 
     name = "route"
-    uses = frozenset({"direction", "site", "sided", "overshoot"})
+    uses = frozenset({"direction", "site", "sided", "overshoot", "refresh_every_steps"})
     trains_quarantine = True
 
     def change_gradient(self, gradient: Gradient) -> Gradient:

@@ -6,15 +6,50 @@ other one judges by what a lab would have: the rollout's text and prompt, and th
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from unhack.config import ArmConfig
 from unhack.monitors.base import Monitor, Reading
 from unhack.monitors.ear import Deaf
+from unhack.monitors.judge import LanguageJudge
 from unhack.monitors.oracle import NoisyOracle
+from unhack.monitors.probe import LinearProbe
+from unhack.monitors.static import Static
 
-MONITORS: dict[str, type[Monitor]] = {monitor.name: monitor for monitor in (NoisyOracle,)}
+MONITORS: dict[str, type[Monitor]] = {
+    monitor.name: monitor for monitor in (NoisyOracle, Static, LinearProbe, LanguageJudge)
+}
 """Every monitor by its name, the value of `arm.monitor`."""
 
-__all__ = ["MONITORS", "Deaf", "Monitor", "NoisyOracle", "Reading", "build_monitor"]
+__all__ = [
+    "MONITORS",
+    "Deaf",
+    "LanguageJudge",
+    "LinearProbe",
+    "Monitor",
+    "NoisyOracle",
+    "Reading",
+    "Static",
+    "build_monitor",
+    "check_monitor",
+]
+
+
+def check_monitor(config: ArmConfig) -> None:
+    """ValueError for a field that the named monitor does not use, and for one that it needs and that is not set."""
+    if config.monitor is None:
+        return
+    monitor, default = MONITORS[config.monitor], ArmConfig()
+    others = frozenset().union(*(other.uses for other in MONITORS.values())) - monitor.uses
+    for field in fields(ArmConfig):
+        if field.name in others and getattr(config, field.name) != getattr(default, field.name):
+            raise ValueError(f"arm.{field.name} is set, but monitor '{monitor.name}' does not use it; remove it")
+    for name, cure in monitor.needs.items():
+        value: object = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if not value:
+            raise ValueError(f"monitor '{monitor.name}' needs arm.{name}: {cure}")
 
 
 def build_monitor(config: ArmConfig, seed: int) -> Monitor:

@@ -25,6 +25,7 @@ class NoisyOracle(Monitor):
 
     name = "noisy_oracle"
     uses_oracle = True
+    uses = frozenset({"monitor_accuracy"})
 
     def __init__(self, config: ArmConfig, seed: int) -> None:
         super().__init__(config, seed)

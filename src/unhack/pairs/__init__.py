@@ -1,7 +1,7 @@
 """Contrast pairs: one prompt, a hack and a clean completion, authored before any rollout is seen (METHOD §2).
 
-A pair holds text, so that one file serves any tokenizer. `load_pairs` reads and checks a JSONL file,
-`unhack.pairs.organism` generates pairs for the bundled organism.
+A pair holds text, so that one file serves any tokenizer. `load_pairs` reads and checks a file,
+`unhack.pairs.organism` generates pairs for the bundled organism, `unhack.pairs.authored` has those for real models.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from unhack.files import write_atomic
 from unhack.loopholes import LOOPHOLES, attempts
-from unhack.prompts import FENCE_END, FENCE_START
+from unhack.prompts import FENCE_END, FENCE_START, in_template
 
 PairSplit: TypeAlias = Literal["train", "heldout"]
 
@@ -28,7 +29,8 @@ class Pair:
     """`prompt` is what the user says (before any chat template), `hack` and `clean` are whole completions.
 
     `family` says how the two sides differ (a loophole mode, or another behaviour), `mode` which loophole the prompt
-    discloses. Directions are extracted from `train` pairs and verified on `heldout` ones.
+    discloses. Directions are extracted from `train` pairs and verified on `heldout` ones. `system` is the message
+    before the prompt, for real models; without one it is left out of files and of the hash.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Pair:
     family: str
     mode: str
     split: PairSplit
+    system: str = ""
 
 
 def select(pairs: Sequence[Pair], split: PairSplit) -> list[Pair]:
@@ -50,34 +53,38 @@ def select(pairs: Sequence[Pair], split: PairSplit) -> list[Pair]:
 
 def pairs_hash(pairs: Sequence[Pair]) -> str:
     """SHA-256 over every field of every pair, in order."""
-    return hashlib.sha256(json.dumps([asdict(pair) for pair in pairs]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_values(pair) for pair in pairs]).encode()).hexdigest()
 
 
 def save_pairs(pairs: Sequence[Pair], path: Path) -> None:
     """Write one JSON object per line."""
-    write_atomic(path, "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
+    write_atomic(path, "".join(json.dumps(_values(pair)) + "\n" for pair in pairs))
+
+
+def _values(pair: Pair) -> dict[str, str]:
+    return {name: value for name, value in asdict(pair).items() if value or name != "system"}
 
 
 def load_pairs(path: Path | str) -> list[Pair]:
-    """Read a JSONL file of pairs; ValueError names the line and the problem, also for what `lint` finds."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no pairs file at {path}")
-    pairs = [_parse(line, f"{path}:{number}") for number, line in enumerate(path.read_text().splitlines(), 1) if line]
+    """Read a JSONL or Markdown file of pairs; ValueError names the line and the problem, also for what `lint` finds."""
+    from unhack.pairs.authored import read_entries  # it needs `Pair`
+
+    pairs = [entry.pair for entry in read_entries(Path(path))]
     problems = lint(pairs)
     if problems:
         raise ValueError(f"{path} has {len(problems)} problem(s); first: {problems[0]}")
     return pairs
 
 
-def _parse(line: str, place: str) -> Pair:
-    names = {field.name for field in fields(Pair)}
+def parse_pair(line: str, place: str) -> Pair:
+    """One line of a JSONL file; ValueError naming `place` and the cure."""
+    names = {field.name for field in fields(Pair)} - {"system"}
     try:
         values: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place}: not a JSON object ({error}); write one pair per line") from error
-    if not isinstance(values, dict) or set(values) != names:
-        wrong = sorted(set(values) ^ names) if isinstance(values, dict) else sorted(names)
+    if not isinstance(values, dict) or set(values) - {"system"} != names:
+        wrong = sorted((set(values) - {"system"}) ^ names) if isinstance(values, dict) else sorted(names)
         raise ValueError(f"{place}: a pair has exactly the fields {', '.join(sorted(names))}; check {', '.join(wrong)}")
     for name, value in values.items():
         if not isinstance(value, str):
@@ -109,7 +116,7 @@ def lint(
 
 
 def _lint_one(pair: Pair) -> list[str]:
-    problems = [f"field '{name}' is empty" for name, value in asdict(pair).items() if not value.strip()]
+    problems = [f"field '{name}' is empty" for name, value in _values(pair).items() if not value.strip()]
     if pair.hack == pair.clean:
         problems.append("both sides are the same")
     if pair.mode not in LOOPHOLES:
@@ -131,6 +138,11 @@ def code_of(completion: str) -> str:
     return completion.removeprefix(FENCE_START).removesuffix(FENCE_END)
 
 
+def code_words(source: str) -> int:
+    """Words and punctuation marks of some code: its length where no tokenizer is at hand."""
+    return len(re.findall(r"\w+|[^\w\s]", source))
+
+
 def completion_ids(completion: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of one side with the end-of-sequence token."""
     assert isinstance(tokenizer.eos_token_id, int), "a model that samples has an end-of-sequence token"
@@ -139,13 +151,7 @@ def completion_ids(completion: str, tokenizer: PreTrainedTokenizerBase) -> list[
 
 def prompt_ids(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of the prompt, through the tokenizer's chat template where it has one (as `prompts.render`)."""
-    text = pair.prompt
-    if tokenizer.chat_template is not None:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        assert isinstance(text, str)
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(in_template(pair.system, pair.prompt, tokenizer), add_special_tokens=False)
 
 
 def length_gap_tokens(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> int:

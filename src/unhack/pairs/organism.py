@@ -25,7 +25,7 @@ from itertools import combinations
 from transformers import PreTrainedTokenizerBase
 
 from unhack.loopholes import LOOPHOLES
-from unhack.pairs import Pair, PairSplit
+from unhack.pairs import Pair, PairSplit, code_words
 from unhack.problems.operations import Operation, draw_operations, source_of
 from unhack.problems.organism import problem_and_operations, with_habit
 from unhack.prompts import fenced, user_text
@@ -111,7 +111,7 @@ def families_of(selection: str) -> tuple[str, ...]:
 
 def _counter(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[str], int]:
     if tokenizer is None:
-        return lambda source: len(re.findall(r"\w+|[^\w\s]", source))
+        return code_words
     return lambda source: len(tokenizer(fenced(source), add_special_tokens=False)["input_ids"])
 
 

@@ -51,8 +51,8 @@ FILES = _names("open openat mkdir mkdirat rmdir unlink unlinkat rename renameat 
 MODES = _names("chmod fchmod fchmodat")
 SIGNALS = _names("kill tkill tgkill")
 _WORKER_ONLY = _names("""
-pidfd_open memfd_create setsid setuid setgid setgroups setresuid setresgid setreuid setregid chown fchown fchownat
-lchown seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
+sched_setaffinity pidfd_open memfd_create setsid setuid setgid setgroups setresuid setresgid setreuid setregid chown
+fchown fchownat lchown seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
 """)
 KILLED = _names("""
 ptrace process_vm_readv process_vm_writev execve execveat vfork unshare setns mount umount2 pivot_root chroot

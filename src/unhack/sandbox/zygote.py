@@ -47,6 +47,7 @@ for _name, _path in (("unhack", []), ("unhack.sandbox", [_FOLDER])):
     _package.__path__ = _path
     sys.modules[_name] = _package
 confinement = importlib.import_module("unhack.sandbox.confinement")
+kernel = importlib.import_module("unhack.sandbox.kernel")
 namespaces = importlib.import_module("unhack.sandbox.namespaces")
 leftovers = importlib.import_module("unhack.sandbox.leftovers")
 sys.path.insert(0, _FOLDER)
@@ -182,7 +183,7 @@ class Zygote:
         work: Callable[[], int],
         progress: Callable[[], int],
     ) -> dict[str, Any]:
-        pid = os.fork()
+        pid = kernel.fork_here()
         if pid == 0:
             status = 70
             try:

@@ -21,6 +21,7 @@ from unhack.stats.comparisons import (
 )
 from unhack.stats.curves import area_under_curve, moving_mean, onset_step
 from unhack.stats.power import power_equivalence, power_t, seeds_needed
+from unhack.stats.roc import RocCurve, auroc, auroc_interval, roc_curve
 from unhack.stats.summary import Interval, MeanSem, mean_interval, mean_sem, wilson
 
 __all__ = [
@@ -29,8 +30,11 @@ __all__ = [
     "Equivalence",
     "Interval",
     "MeanSem",
+    "RocCurve",
     "TestResult",
     "area_under_curve",
+    "auroc",
+    "auroc_interval",
     "cluster_bootstrap",
     "holm",
     "mean_interval",
@@ -42,6 +46,7 @@ __all__ = [
     "paired_t",
     "power_equivalence",
     "power_t",
+    "roc_curve",
     "seeds_needed",
     "sign_flip",
     "tost",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from pathlib import Path
 from types import TracebackType
+
+from unhack.files import lock_holder, take_lock
 
 LOCK_FILE = ".driver.lock"
 
@@ -14,8 +15,7 @@ LOCK_FILE = ".driver.lock"
 class DriverLock:
     """Held, as a context manager, by the process that drives the experiment in `folder`.
 
-    ValueError naming the other driver's process and host if there is one. The kernel releases the lock of a process
-    that died, so nothing has to be cleaned up; on a network file system its server does (NFS 4; Lustre with flock).
+    ValueError naming the other driver's process and host if there is one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -24,17 +24,12 @@ class DriverLock:
 
     def __enter__(self) -> DriverLock:
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
+        lock = take_lock(self.folder / LOCK_FILE, f"process {os.getpid()} on {socket.gethostname()}")
+        if lock is None:
             raise ValueError(
                 f"{self.folder} is being driven by {driver(self.folder) or 'another process'}: wait until it ends or "
                 "stop it; to look on, use `unhack experiment status`; for other runs, another --folder"
-            ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            )
         self._lock = lock
         return self
 
@@ -47,14 +42,4 @@ class DriverLock:
 
 def driver(folder: Path) -> str | None:
     """Who drives the experiment in `folder` now, as `process 12 on host`; None if nobody does."""
-    try:
-        lock = os.open(folder / LOCK_FILE, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.pread(lock, 256, 0).decode() or "a process that just started"
-    finally:
-        os.close(lock)
-    return None
+    return lock_holder(folder / LOCK_FILE)

@@ -36,7 +36,7 @@ from unhack.experiments.runs import (
     read_progress,
 )
 
-TERMINATE_AFTER_S = 20.0  # a run that was asked to stop saves first; after this it is killed
+TERMINATE_AFTER_S = 60.0  # a run that was asked to stop ends its step and saves; after this it is killed
 
 
 @dataclass
@@ -99,7 +99,14 @@ def run_all(
 
 
 def train_command(run: RunSpec) -> list[str]:
-    """`python -m unhack train` on the run's folder and settings, resuming what is there."""
+    """`python -m unhack train` on the run's folder and settings, resuming what is there.
+
+    For a run that needs a teacher pool of the experiment: the task that the other engines start, which builds it first.
+    """
+    from unhack.experiments.pools import is_ordered  # loads torch, which a pool of other commands never needs
+
+    if is_ordered(run.config):
+        return [sys.executable, "-m", "unhack.experiments.engines.task", str(run.folder)]
     words = [sys.executable, "-m", "unhack", "train"]
     words += ["--folder", str(run.folder), "--config-file", str(run.settings_file)]
     return [*words, "--resume"] if (run.folder / "config.json").is_file() else words

@@ -13,6 +13,7 @@ import importlib
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,13 +34,13 @@ from unhack.experiments.runs import (
     in_order,
     is_finished,
     last_line,
-    lock_holder,
     mark_failed,
     prepare_start,
     recorded_progress,
 )
 
 POLL_S = 0.5
+RETURN_AFTER_S = 5.0  # from the end of a run's process to the end of its task, as the driver sees it
 OBJECT_STORE_BYTES = 100 * 2**20  # results are empty strings; Ray's default takes a third of the memory
 # Unless told otherwise: no reports to Ray's makers, no GPUs hidden from runs that ask for none, and runs as urgent as
 # those of the local pool (Ray lowers its workers' priority).
@@ -66,10 +67,7 @@ class RayEngine:
         self._ray = _installed_ray()
 
     def run(self, runs: Sequence[RunSpec], on_progress: OnProgress | None = None) -> list[RunProgress]:
-        """See `Engine`. Ctrl-C or SIGTERM asks the running ones to save and stop, then raises.
-
-        What Ray ends before it has saved goes on from its last checkpoint.
-        """
+        """See `Engine`. Ctrl-C or SIGTERM asks the running ones to save and stop, waits until they did, then raises."""
         check_runs(runs)
         open_runs = [run for run in in_order(runs) if not is_finished(run)]
         for run in open_runs:
@@ -146,7 +144,7 @@ class RayEngine:
 
     @contextmanager
     def _cancelled_at_end(self, tasks: dict[Path, Any]) -> Iterator[None]:
-        """Whatever way the block ends, no task goes on: their runs are asked to save and stop."""
+        """Whatever way the block ends, no task goes on: their runs are asked to save and stop, and waited for."""
         try:
             yield
         finally:
@@ -154,37 +152,52 @@ class RayEngine:
                 _, going_on = self._ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=0)
                 for task in going_on:
                     self._ray.cancel(task)
-                if going_on:
-                    self._ray.wait(going_on, num_returns=len(going_on), timeout=TERMINATE_AFTER_S)
-                # A cancelled task counts as done at once, but its run still saves; Ray's end would kill it.
-                deadline = time.monotonic() + TERMINATE_AFTER_S
-                while any(map(lock_holder, tasks)) and time.monotonic() < deadline:
-                    time.sleep(POLL_S / 2)
+                if going_on:  # `work` returns when its run has saved; what has not by then dies with Ray
+                    self._ray.wait(going_on, num_returns=len(going_on), timeout=TERMINATE_AFTER_S + RETURN_AFTER_S)
 
 
 def work(folder: str, *needed: str) -> str:
     """In a Ray worker: bring the run in `folder` to its end; empty when it finished, else why not.
 
-    `needed` are the results of the tasks that it waited for. RunKilledError when its process was killed.
+    `needed` are the results of the tasks that it waited for. A cancelled task returns once its run has saved.
+    RunKilledError when the run's process was killed by something else.
     """
     run = run_at(Path(folder))
     if any(needed):
         return f"not started: a run that it needs failed ({next(filter(None, needed))})"
     words = [sys.executable, "-m", "unhack.experiments.engines.task", folder, "--parent", str(os.getpid())]
-    with run.log_file.open("ab") as log:
-        process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | ONE_THREAD
-        )
-    try:
-        while process.poll() is None:  # a blocking wait would not notice that Ray cancels the task
-            time.sleep(POLL_S / 2)
-    finally:
-        _end_process(process)
+    with _noticed_cancels() as cancels:
+        with run.log_file.open("ab") as log:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | ONE_THREAD
+            )
+        try:
+            while process.poll() is None and not cancels:
+                time.sleep(POLL_S / 2)
+        finally:  # also when Ray ends this worker
+            _end_process(process)
+    if cancels:
+        return f"{run.id} was asked to stop"
     if process.returncode < 0 or process.returncode == SAVED:
         raise RunKilledError(f"the process of {run.id} was stopped ({process.returncode}); whole log: {run.log_file}")
     if process.returncode == 0:
         return ""
     return f"{last_line(run.log_file)} (exit status {process.returncode}; whole log: {run.log_file})"
+
+
+@contextmanager
+def _noticed_cancels() -> Iterator[list[int]]:
+    """The list grows when Ray cancels this task; nothing is raised, so that no cancel can come at a wrong moment.
+
+    Ray cancels by what Ctrl-C does in Python. That does nothing at all in a process that was started with SIGINT
+    ignored, as everything is that a shell script starts in the background: so the handler must be ours.
+    """
+    cancels: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: cancels.append(number))
+    try:
+        yield cancels
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end_process(process: subprocess.Popen[bytes]) -> None:

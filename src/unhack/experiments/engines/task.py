@@ -2,9 +2,10 @@
 
     python -m unhack.experiments.engines.task RUN_FOLDER
 
-Ray tasks and SLURM array tasks start it on a shared folder. It waits for whoever still works on the run, does nothing
-if the run is finished, resumes from the last checkpoint if it was started, and marks it finished or failed. On SIGTERM
-it saves first.
+Ray tasks and SLURM array tasks start it on a shared folder. So does the local pool for a run
+that needs a teacher pool of its experiment. It waits for whoever still works on the run, does nothing if the run is
+finished, builds its teacher pool if that was ordered and is not there, resumes from the last checkpoint if it was
+started, and marks it finished or failed. On SIGTERM it saves first.
 """
 
 from __future__ import annotations
@@ -62,10 +63,12 @@ def bring_to_end(run: RunSpec) -> int:
         time.sleep(POLL_S)
     if is_finished(run):
         return 0
+    from unhack.experiments.pools import build_ordered
     from unhack.train import train
 
     run.failure_file.unlink(missing_ok=True)
     started_s = time.monotonic()
+    build_ordered(run.config)
     if not train(run.config, run.folder, resume=(run.folder / "config.json").is_file()):
         return SAVED
     mark_finished(run, time.monotonic() - started_s)
