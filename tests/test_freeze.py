@@ -68,6 +68,7 @@ def plan(folder: Path, *changes: tuple[str, str]) -> Plan:
         ('direction = "real"', 'direction = "random"', 'arms.erase.settings.arm.direction: "real" → "random"'),
         ('["placebo"]', "[]", 'arms.erase.controls: ["placebo"] → []'),
         ("[arms.vanilla]", "[pools.p]\narm = 'vanilla'\n[arms.vanilla]", 'pools.p.arm: (none) → "vanilla"'),
+        ("[arms.vanilla]", "[probes.p]\n[arms.vanilla]", 'probes.p.method: (none) → "logistic"'),
         ("[arms.vanilla]", "[statistics.s]\n[arms.vanilla]", "statistics.s.pairs: (none) → 64"),
         ("[arms.vanilla]", "[arms.other]\narm = { name = 'clean' }\n[arms.vanilla]", "arms.other"),
         ('arm = "erase"\n[ex', 'arm = "erase"\nmatching = "not_below"\n[ex', 'H1.matching: "both_sides" → "not_below"'),
@@ -206,7 +207,7 @@ def test_many_changes_are_cut_in_the_message_and_counted(tmp_path: Path) -> None
 
 def test_settings_and_tables_of_a_newer_version_are_no_change_while_they_do_nothing(tmp_path: Path) -> None:
     new: dict[str, Any] = resolved(plan(tmp_path))
-    old = {key: value for key, value in new.items() if key not in ("pools", "statistics")}
+    old = {key: value for key, value in new.items() if key not in ("pools", "probes", "statistics")}
     old["base"] = {key: value for key, value in new["base"].items() if key != "teacher"}
     assert differences(old, new) == []
     used = {**new, "base": {**new["base"], "teacher": {**new["base"]["teacher"], "frac": 0.25}}}

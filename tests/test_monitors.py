@@ -19,8 +19,8 @@ from unhack.types import Verdict
 ORACLE = ArmConfig(name="penalty", monitor="noisy_oracle")
 
 
-def labels(accuracy: float, hacked: list[bool], seed: int = 0, first: int = 0) -> list[float]:
-    oracle = NoisyOracle(ArmConfig(monitor_accuracy=accuracy), seed)
+def labels(accuracy: float, hacked: list[bool], seed: int = 0, first: int = 0, recall: float = 1.0) -> list[float]:
+    oracle = NoisyOracle(ArmConfig(monitor_accuracy=accuracy, monitor_recall=recall), seed)
     rollouts = make_rollouts([0] * len(hacked), first)
     oracle.ear.tell(make_verdicts(rollouts, hacked))
     return oracle.read(rollouts).scores.tolist()
@@ -37,6 +37,16 @@ def test_the_share_of_right_labels_is_the_accuracy_for_hacks_and_for_others(accu
     count = 1500
     right = sum(label == float(hack) for label in labels(accuracy, [hack] * count)) / count
     assert abs(right - accuracy) < 4 * (accuracy * (1 - accuracy) / count) ** 0.5
+
+
+@pytest.mark.parametrize("recall", [0.0, 0.25, 1.0])
+def test_recall_is_the_share_of_hacks_that_are_labelled_and_no_false_alarm(recall: float) -> None:
+    count = 1500
+    assert sum(labels(1.0, [False] * count, recall=recall)) == 0
+    noticed = labels(1.0, [True] * count, recall=recall)
+    assert abs(sum(noticed) / count - recall) <= 4 * (recall * (1 - recall) / count) ** 0.5
+    more = labels(1.0, [True] * count, recall=min(1.0, recall + 0.2))
+    assert all(a <= b for a, b in zip(noticed, more, strict=True)), "a higher recall only adds labels"
 
 
 def test_a_flip_depends_on_the_seed_and_the_rollouts_id_alone() -> None:

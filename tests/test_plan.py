@@ -88,8 +88,12 @@ def test_in_the_shipped_experiment_of_further_arms_a_control_differs_from_its_ar
                 assert random.recipe.control == "random"
     runs = {run.id: run for run in plan_runs(plan, tmp_path)}
     assert runs["erase_update_imitation-seed-3"].after == (runs["vanilla-seed-3"].folder,)
-    organism = load_plan(Path(__file__).parents[1] / "experiments" / "organism.toml")
-    assert (plan.base, plan.seeds) == (organism.base, organism.seeds)
+    organism, monitors = (
+        load_plan(Path(__file__).parents[1] / "experiments" / name)
+        for name in ("organism.toml", "organism-monitors.toml")
+    )
+    assert (plan.base, plan.seeds) == (organism.base, organism.seeds) == (monitors.base, monitors.seeds)
+    assert {monitors.probes[name].selection for name in monitors.probes} >= {"all", "placebo"}
 
 
 @pytest.mark.parametrize(

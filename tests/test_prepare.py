@@ -13,8 +13,17 @@ from unhack.config import ModelConfig
 from unhack.directions import load_direction
 from unhack.directions.concept import load_concept
 from unhack.directions.inputs import StatisticsRecipe, input_statistics, statistics_pairs
-from unhack.experiments.plan import Plan, concept_path, direction_path, load_plan, plan_runs, statistics_path
+from unhack.experiments.plan import (
+    Plan,
+    concept_path,
+    direction_path,
+    load_plan,
+    plan_runs,
+    probe_path,
+    statistics_path,
+)
 from unhack.experiments.prepare import prepare_directions
+from unhack.monitors.probe import load_probe
 from unhack.pairs import save_pairs
 
 TEXT = """
@@ -133,3 +142,37 @@ def test_the_command_measures_generated_pairs_and_those_of_a_file_alike(tmp_path
         assert (found.pairs_hash, found.content_hash) == (expected.pairs_hash, expected.content_hash)
     changed = {name: rows + 1 for name, rows in expected.differences.items()}
     assert replace(expected, differences=changed).content_hash != expected.content_hash
+
+
+PROBING = """
+seeds = [0, 1]
+[probes.pairs]
+method = "mass_mean"
+pairs = 8
+heldout = 4
+[probes.unused]
+[arms.penalty]
+arm = { name = "penalty", monitor = "probe", monitor_path = "pairs" }
+[arms.screening]
+arm = { name = "screening", monitor = "probe", monitor_path = "pairs" }
+"""
+
+
+def test_a_probe_is_fitted_once_for_all_arms_and_seeds_and_kept(tmp_path: Path) -> None:
+    [(path, content)] = prepare_directions(plan(tmp_path, PROBING), tmp_path).items()
+    assert path == probe_path(tmp_path, "pairs") and load_probe(path).content_hash == content
+    assert {run.config.arm.monitor_path for run in plan_runs(plan(tmp_path, PROBING), tmp_path)} == {str(path)}
+    assert load_probe(path).metadata.method == "mass_mean"
+    written = path.stat().st_mtime_ns
+    assert prepare_directions(plan(tmp_path, PROBING), tmp_path) == {path: content}
+    assert path.stat().st_mtime_ns == written
+    for old, new, name in (
+        ("pairs = 8", "pairs = 9", "training_hash"),
+        ("mass_mean", "logistic", "method"),
+        ("heldout = 4", "heldout = 4\nlayer = 0", "layer"),
+        ("heldout = 4", "heldout = 4\nfalse_positive_rate = 0.2", "asked_fpr"),
+    ):
+        if name == "layer" and load_probe(path).metadata.layer == 0:
+            new = new.replace("0", "1")
+        with pytest.raises(ValueError, match=rf"pairs\.safetensors: {name} is"):
+            prepare_directions(plan(tmp_path, PROBING.replace(old, new, 1)), tmp_path)

@@ -75,6 +75,7 @@ BOUNDS: dict[str, Bound] = {
     "arm.route_frac": SHARE,
     "arm.gate_half_life_rollouts": ABOVE_ZERO,
     "arm.strength": FROM_ZERO,
+    "arm.monitor_recall": Bound(0, 1),
     "arm.monitor_accuracy": Bound(0.5, 1),  # below a half it would be an oracle again, turned round
     "arm.monitor_threshold": Bound(0, 1, open_high=True),
     "arm.trusted_k": COUNT,

@@ -148,6 +148,7 @@ class ArmConfig:
     probe_reads: Literal["policy", "base"] = "policy"  # whose activations of the text the probe scores
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # of the judge
     monitor_accuracy: float = 1.0  # of the noisy oracle: share of rollouts that it labels rightly
+    monitor_recall: float = 1.0  # of the noisy oracle: share of hacks that it notices, before the flips of its accuracy
     monitor_threshold: float = 0.5  # a rollout is flagged when its score, in [0, 1], is above it
     inoculation: Literal["permit", "encourage", "describe", "forbid", "neutral"] = "encourage"  # of arm inoculation
     inoculation_place: Literal["user", "system"] = "user"

@@ -244,6 +244,7 @@ def plan_lines(plan: Plan, runs: Sequence[RunSpec]) -> list[str]:
             each = ", drawn anew for every seed" if one.per_seed else ""
             lines.append(f"  {name}: {recipe.control}, pairs {recipe.selection}{each}")
     lines += [f"statistics  {name}: pairs {one.selection}" for name, one in plan.statistics.items()]
+    lines += [f"probe       {name}: {one.method}, pairs {one.selection}" for name, one in plan.probes.items()]
     lines += [f"pool        {name}: {one.only} of {one.arm}, same seed" for name, one in plan.pools.items()]
     lines += [f"file        {name}: {path}" for name, path in plan.files.items()]
     lines.append("hypotheses" if plan.hypotheses else "hypotheses  none: nothing is claimed beforehand")

@@ -81,22 +81,18 @@ class TrainProbe:
 
     def _rows(self, loaded: LoadedModel) -> tuple[list[Labelled], list[Labelled], str]:
         """Training rows, held-out rows (none: split by prompt), and where they come from."""
-        from unhack.detection import of_pairs, of_pool
-        from unhack.pairs import load_pairs, select
-        from unhack.pairs.choose import chosen_pairs
+        from unhack.detection import of_pool
+        from unhack.detection.pair_probe import PairProbeRecipe, probe_pairs, rows_of_pairs
+        from unhack.pairs import load_pairs
 
         if self.pool is not None:
             rows, content = of_pool(self.pool)
             held = [] if self.heldout_pool is None else of_pool(self.heldout_pool)[0]
             return rows, held, f"pool {content}"
-        if self.pairs_file is None:
-            pairs = chosen_pairs(
-                self.selection, self.pairs, self.seed, heldout=self.heldout, tokenizer=loaded.tokenizer
-            )
-        else:
-            pairs = load_pairs(self.pairs_file)
-        train, content = of_pairs(select(pairs, "train"), loaded.tokenizer)
-        return train, of_pairs(select(pairs, "heldout"), loaded.tokenizer)[0], f"pairs {content}"
+        if self.pairs_file is not None:
+            return rows_of_pairs(loaded, load_pairs(self.pairs_file))
+        chosen = PairProbeRecipe(self.selection, self.pairs, self.heldout, seed=self.seed)
+        return rows_of_pairs(loaded, probe_pairs(loaded, chosen))
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def resolved(plan: Plan) -> dict[str, PlainValue]:
         "directions": {name: _recipe(one) for name, one in plan.directions.items()},
         "concepts": {name: _recipe(one) for name, one in plan.concepts.items()},
         "statistics": {name: _plain(dataclasses.asdict(one)) for name, one in plan.statistics.items()},
+        "probes": {name: _plain(dataclasses.asdict(one)) for name, one in plan.probes.items()},
         "pools": {name: _plain(dataclasses.asdict(one)) for name, one in plan.pools.items()},
         "arms": arms,
         "files": {name: content_hash(path) for name, path in plan.files.items()},

@@ -23,7 +23,7 @@
 
 Some settings name another thing of the plan (references.py): in an arm, `direction` names an entry of `directions`, and
 `push_profile` the arm whose run of the same seed wrote the profile; that run is then done first. Folder: `plan/` (see
-freeze.py), `directions/`, `concepts/`, `statistics/`, `pools/`, `runs/<arm>-seed-<seed>/`.
+freeze.py), `directions/`, `concepts/`, `statistics/`, `probes/`, `pools/`, `runs/<arm>-seed-<seed>/`.
 Not here: making directions and the like (`prepare.py`), pools (`pools.py`), running (`engines`), reading results.
 """
 
@@ -40,6 +40,7 @@ from typing import Any
 from unhack import settings
 from unhack.check_config import check, check_bound, check_modes
 from unhack.config import AdapterConfig, ArmConfig, TrainConfig
+from unhack.detection.pair_probe import PairProbeRecipe
 from unhack.directions import DirectionRecipe
 from unhack.directions.concept import ConceptRecipe
 from unhack.directions.inputs import StatisticsRecipe
@@ -112,6 +113,7 @@ class Plan:
     arms: Mapping[str, ArmPlan]
     concepts: Mapping[str, ConceptPlan] = field(default_factory=dict)
     statistics: Mapping[str, StatisticsRecipe] = field(default_factory=dict)
+    probes: Mapping[str, PairProbeRecipe] = field(default_factory=dict)
     pools: Mapping[str, PoolPlan] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     hypotheses: tuple[Hypothesis, ...] = ()
@@ -167,12 +169,13 @@ def _inputs(tree: Mapping[str, Any], base: TrainConfig, beside: Path) -> dict[st
     depths = base.environment.depths
     direction, concept = DirectionRecipe(depths=depths), ConceptRecipe(depths=depths)
 
-    inputs = StatisticsRecipe(depths=depths)
-    given = {key: tables(tree, key).items() for key in ("directions", "concepts", "statistics", "pools")}
+    inputs, probe = StatisticsRecipe(depths=depths), PairProbeRecipe(depths=depths)
+    given = {key: tables(tree, key).items() for key in ("directions", "concepts", "statistics", "probes", "pools")}
     return {
         "directions": {n: DirectionPlan(*seeded_recipe(direction, v, "directions", n)) for n, v in given["directions"]},
         "concepts": {n: ConceptPlan(*seeded_recipe(concept, v, "concepts", n)) for n, v in given["concepts"]},
         "statistics": {n: recipe(inputs, v, "statistics", n) for n, v in given["statistics"]},
+        "probes": {n: recipe(probe, v, "probes", n) for n, v in given["probes"]},
         "pools": {n: recipe(PoolPlan(), v, "pools", n) for n, v in given["pools"]},
         "files": {name: file_named(name, value, beside) for name, value in table(tree, "files").items()},
     }
@@ -273,6 +276,11 @@ def statistics_path(folder: Path, name: str) -> Path:
     return folder.resolve() / "statistics" / f"{name}.safetensors"
 
 
+def probe_path(folder: Path, name: str) -> Path:
+    """The plan's probe `name`: of the base model, so the same for every seed and adapter."""
+    return folder.resolve() / "probes" / f"{name}.safetensors"
+
+
 def pool_path(folder: Path, name: str, seed: int) -> Path:
     """The teacher pool that a run with this seed uses for the plan's pool `name`."""
     return folder.resolve() / "pools" / f"{name}-seed-{seed}"
@@ -311,6 +319,8 @@ def _run(plan: Plan, folder: Path, name: str, seed: int) -> RunSpec:
                 path = concept_path(plan, folder, named, seed)
             case "statistics":
                 path = statistics_path(folder, named)
+            case "probes":
+                path = probe_path(folder, named)
             case "pools":
                 after.append(run_folder(folder, plan.pools[named].arm, seed))
                 path = pool_path(folder, named, seed)

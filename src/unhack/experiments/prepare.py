@@ -1,4 +1,4 @@
-"""What the runs of a plan are given and no run makes: directions, concepts and input statistics of the untrained model.
+"""What the runs of a plan are given and no run makes: directions, concepts, statistics, probes of the untrained model.
 
 Teacher pools are made of runs: here they are ordered only (`pools.py`).
 """
@@ -14,6 +14,7 @@ from unhack import model
 from unhack.adapters import Policy
 from unhack.adapters.block_init import load_statistics, save_statistics
 from unhack.config import AdapterConfig
+from unhack.detection.pair_probe import PairProbeRecipe, pair_probe, pair_rows_hash
 from unhack.directions import DirectionRecipe, load_direction, organism_direction, recipe_pairs, save_direction
 from unhack.directions.concept import ConceptRecipe, concept_pairs, load_concept, organism_concept, save_concept
 from unhack.directions.inputs import StatisticsRecipe, input_statistics, statistics_pairs
@@ -23,12 +24,14 @@ from unhack.experiments.plan import (
     Plan,
     concept_path,
     plan_runs,
+    probe_path,
     statistics_path,
 )
 from unhack.experiments.pools import order_pools
 from unhack.experiments.references import Table, references
 from unhack.experiments.runs import RunSpec, check_recorded, check_runs
 from unhack.model import LoadedModel
+from unhack.monitors.probe import load_probe, save_probe
 from unhack.pairs import pairs_hash, select
 
 
@@ -45,6 +48,8 @@ def prepare_directions(plan: Plan, folder: Path) -> dict[Path, str]:
     hashes = {path: _prepare_concept(loaded, path, recipe) for path, recipe in _concepts(plan, folder).items()}
     made = {statistics_path(folder, name): plan.statistics[name] for name, _ in _used(plan, "statistics")}
     hashes |= {path: _prepare_statistics(loaded, path, recipe) for path, recipe in made.items()}
+    fitted = {probe_path(folder, name): plan.probes[name] for name, _ in _used(plan, "probes")}
+    hashes |= {path: _prepare_probe(loaded, path, recipe) for path, recipe in fitted.items()}
     for adapter, recipes in _directions(plan, runs).items():
         policy = Policy.wrap(model.load(plan.base.model), adapter)
         hashes |= {path: _prepare_direction(policy, path, recipe) for path, recipe in recipes.items()}
@@ -97,10 +102,7 @@ def _prepare_concept(loaded: LoadedModel, path: Path, recipe: ConceptRecipe) -> 
         "pairs_hash": pairs_hash(select(concept_pairs(loaded, recipe), "train")),
         "layer": concept.metadata.layer if recipe.layer is None else recipe.layer,
     }
-    for name, wanted in expected.items():
-        if getattr(concept.metadata, name) != wanted:
-            said = getattr(concept.metadata, name)
-            raise ValueError(f"{path}: {name} is {said!r}, the plan's is {wanted!r}: remove it to make it anew")
+    _check_metadata(path, concept.metadata, expected)
     return concept.content_hash
 
 
@@ -114,6 +116,30 @@ def _prepare_statistics(loaded: LoadedModel, path: Path, recipe: StatisticsRecip
     if said != wanted:
         raise ValueError(f"{path}: pairs_hash is {said!r}, the plan's is {wanted!r}: remove it to make it anew")
     return found.content_hash
+
+
+def _prepare_probe(loaded: LoadedModel, path: Path, recipe: PairProbeRecipe) -> str:
+    """The content hash of the probe at `path`, which is fitted now or must be the recipe's."""
+    if not path.is_file():
+        save_probe(pair_probe(loaded, recipe).probe, path)
+    probe = load_probe(path, loaded.model, loaded.hash)
+    expected: Mapping[str, Any] = {
+        "method": recipe.method,
+        "training_hash": pair_rows_hash(loaded, recipe),
+        "layer": probe.metadata.layer if recipe.layer is None else recipe.layer,
+        "asked_fpr": recipe.false_positive_rate,
+        "seed": recipe.seed,
+    }
+    _check_metadata(path, probe.metadata, expected)
+    return probe.content_hash
+
+
+def _check_metadata(path: Path, metadata: Any, expected: Mapping[str, Any]) -> None:
+    """ValueError, naming file and field, unless the artifact there is the plan's."""
+    for name, wanted in expected.items():
+        if getattr(metadata, name) != wanted:
+            said = getattr(metadata, name)
+            raise ValueError(f"{path}: {name} is {said!r}, the plan's is {wanted!r}: remove it to make it anew")
 
 
 def _prepare_direction(policy: Policy, path: Path, recipe: DirectionRecipe) -> str:

@@ -1,9 +1,12 @@
 """noisy_oracle: the strict verdict itself, wrong in a set share of cases: what a monitor of that accuracy is worth.
 
-    label(rollout) = hacked XOR flip,   P(flip) = 1 − accuracy, drawn from (seed, rollout id)
+    label(rollout) = (hacked AND noticed) XOR flip,   P(noticed) = recall,   P(flip) = 1 − accuracy
+
+Both are drawn from the run's seed and the rollout's id. Recall alone is the dial of missing labels: no false alarm, and
+only that share of the hacks is ever labelled.
 
 The upper bound of every real monitor, and no method: it sees the answer. `uses_oracle` is recorded in the run's
-env.json. Flips depend on nothing but the run's seed and the rollout's id, so a resumed run draws the same ones.
+env.json. Draws depend on nothing but the run's seed and the rollout's id, so a resumed run draws the same ones.
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ class NoisyOracle(Monitor):
 
     name = "noisy_oracle"
     uses_oracle = True
-    uses = frozenset({"monitor_accuracy"})
+    uses = frozenset({"monitor_accuracy", "monitor_recall"})
 
     def __init__(self, config: ArmConfig, seed: int) -> None:
         super().__init__(config, seed)
-        self._ear = _Ear(config.monitor_accuracy, seed)
+        self._ear = _Ear(config.monitor_accuracy, config.monitor_recall, seed)
 
     @property
     def ear(self) -> Deaf:
@@ -49,10 +52,10 @@ class NoisyOracle(Monitor):
 class _Ear(Deaf):
     """Turns verdicts into noisy labels as soon as they are told."""
 
-    __slots__ = ("accuracy", "labels", "seed")
+    __slots__ = ("accuracy", "labels", "recall", "seed")
 
-    def __init__(self, accuracy: float, seed: int) -> None:
-        self.accuracy, self.seed = accuracy, seed
+    def __init__(self, accuracy: float, recall: float, seed: int) -> None:
+        self.accuracy, self.recall, self.seed = accuracy, recall, seed
         self.labels: dict[str, bool] = {}
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
@@ -61,4 +64,5 @@ class _Ear(Deaf):
 
     def _label(self, verdict: Verdict) -> bool:
         flip = rng(self.seed, "noisy_oracle", verdict.rollout_id).random() >= self.accuracy
-        return verdict.hacked != flip
+        noticed = rng(self.seed, "noisy_oracle_recall", verdict.rollout_id).random() < self.recall
+        return (verdict.hacked and noticed) != flip
