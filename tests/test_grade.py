@@ -76,12 +76,10 @@ def test_no_expected_value_is_in_any_byte_sent_to_a_worker(sandbox: Sandbox, mon
     for answer in ANSWERS:
         assert str(answer).encode() not in stream
         assert answer.to_bytes(8, "little").strip(b"\0") not in stream
-    head_bytes, source_bytes = struct.unpack("<II", sent[-1][:8])
-    assert set(json.loads(sent[-1][8 : 8 + head_bytes])) == {"setup", "calls", "probe"}
-    assert (
-        sent[-1][8 + head_bytes :].decode() == extract_code(rollouts[-1].text)
-        and len(sent[-1]) == 8 + head_bytes + source_bytes
-    )
+    _, head_bytes, source_bytes = struct.unpack("<III", sent[-1][:12])
+    assert set(json.loads(sent[-1][12 : 12 + head_bytes])) == {"setup", "calls", "probe"}
+    assert sent[-1][12 + head_bytes :].decode() == extract_code(rollouts[-1].text)
+    assert len(sent[-1]) == 12 + head_bytes + source_bytes
 
 
 def test_a_submission_cannot_find_the_answers_in_its_process(sandbox: Sandbox) -> None:

@@ -18,6 +18,7 @@ import pytest
 from submissions import SLOW, descendants, program, run_one, wait_until, worker_pids
 from unhack.sandbox import LEVELS, Job, Probe, Sandbox, doctor
 from unhack.sandbox.confinement import OPTIONAL
+from unhack.sandbox.wire import encode_job
 from unhack.sandbox.worker import Worker, remove_tree
 
 LINUX = sys.platform == "linux"
@@ -198,6 +199,38 @@ def test_a_stream_that_is_stopped_ends_at_once_and_the_next_one_is_right(how: st
         assert threading.active_count() == threads and not any(map(os.path.exists, folders))
         again = pool.run([_sleeper(index, 0) for index in range(6)])
         assert [execution.results[0].value for execution in again] == list(range(6))
+
+
+def test_a_second_stream_beside_an_open_one_is_refused_and_the_first_goes_on() -> None:
+    with Sandbox(workers=1) as pool, contextlib.closing(pool.stream([_sleeper(i, 0) for i in range(4)])) as stream:
+        assert next(stream).results[0].value == 0
+        with pytest.raises(ValueError, match="the sandbox runs another stream"):
+            pool.run([_sleeper(9, 0)])
+        assert [execution.results[0].value for execution in stream] == [1, 2, 3]
+        assert pool.run([_sleeper(9, 0)])[0].results[0].value == 9
+
+
+def test_no_reply_is_read_as_another_jobs_after_an_interrupted_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = [_sleeper(0, 0), *(_sleeper(i, 14) for i in range(1, 8))]
+
+    def interrupt(_: Sandbox) -> None:
+        raise KeyboardInterrupt
+
+    with Sandbox(workers=1, wall_s=60.0) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(Sandbox, "_replace_all", interrupt)  # the second Ctrl-C, while the first is seen to
+            with pytest.raises(KeyboardInterrupt), contextlib.closing(pool.stream(slow)) as stream:
+                next(stream)
+        values = [execution.results[0].value for execution in pool.run([_sleeper(i, 0) for i in range(20, 28)])]
+        assert values == list(range(20, 28))
+
+
+def test_a_late_reply_counts_as_a_dead_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sandbox(workers=1) as pool:
+        worker = pool._workers[0]
+        worker.send(encode_job(_sleeper(1, 0)))  # as if this side had been interrupted here
+        assert pool.run([_sleeper(2, 0)])[0].results[0].value == 2
+        assert pool._workers[0] is not worker
 
 
 @on_linux

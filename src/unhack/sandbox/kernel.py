@@ -123,12 +123,13 @@ def fork_here() -> int:
     if _libc is None or sys.platform != "linux":
         return os.fork()
     allowed = os.sched_getaffinity(0)
-    with contextlib.suppress(OSError):  # the processor may just have been taken from this process
+    with contextlib.suppress(OSError, ValueError):  # the processor may just have been taken, or cannot be told
         os.sched_setaffinity(0, {_libc.sched_getcpu()})
-    pid = os.fork()
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, allowed)
-    return pid
+    try:
+        return os.fork()
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, allowed)
 
 
 def drop_capabilities(keep: frozenset[int] = frozenset()) -> bool:

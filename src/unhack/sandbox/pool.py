@@ -30,6 +30,7 @@ class _Batch:
         for index in range(len(self.jobs)):
             self.todo.put(index)
         self.done: list[Execution | None] = [None] * len(self.jobs)
+        self.failures: list[BaseException] = []
         self.stopped = False
 
     def ready(self, start: int) -> list[Execution]:
@@ -85,6 +86,8 @@ class Sandbox:
             "without": list(without),
         }
         self._workers: list[Worker] = []
+        self._batch: _Batch | None = None  # of the stream that is open
+        self._dirty = False  # a stream did not end well and its workers were not all replaced
         self._reported: dict[str, bool] = {}
         self._proved: dict[str, bool] = {}
         self.failed: dict[str, str] = {}
@@ -135,6 +138,8 @@ class Sandbox:
 
     def close(self) -> None:
         """End all workers; nothing of them is left afterwards."""
+        if self._batch is not None:
+            self._batch.stopped = True
         for worker in self._workers:
             worker.hang_up()  # all of them first: they end side by side
         while self._workers:
@@ -160,59 +165,93 @@ class Sandbox:
         """
         if not self._workers:
             raise ValueError(_CLOSED)
-        batch, whole, at = _Batch(jobs), False, 0
-        slots = range(1, min(self.n_workers, len(batch.done)))
-        threads = [threading.Thread(target=self._serve_all, args=(slot, batch), daemon=True) for slot in slots]
-        for thread in threads:
-            thread.start()
+        if self._batch is not None:
+            raise ValueError(
+                "the sandbox runs another stream: use it up, or close it (contextlib.closing), before the next"
+            )
+        if self._dirty:
+            self._replace_all()
+        batch, threads, at = _Batch(jobs), list[threading.Thread](), 0
+        self._batch, self._dirty = batch, True  # until it has ended well
         try:
+            for slot in range(1, min(self.n_workers, len(batch.done))):
+                thread = threading.Thread(target=self._serve_all, args=(slot, batch), daemon=True)
+                thread.start()
+                threads.append(thread)
             for _ in self._serve(0, batch):  # in the caller's own thread, which one worker needs alone
                 ready = batch.ready(at)
                 at += len(ready)
                 yield from ready
             for thread in threads:
                 thread.join()
+            for failure in batch.failures:
+                raise failure
             rest = batch.ready(at)
             assert at + len(rest) == len(jobs), "a job was lost"
+            self._dirty = False
             yield from rest
-            whole = True
         finally:
-            if not whole:
-                batch.stopped = True
-                for slot in slots:
-                    self._workers[slot].kill()
+            self._batch, batch.stopped = None, True
+            if self._dirty:
+                for worker in self._workers:
+                    worker.kill()
                 for thread in threads:
                     thread.join()
-                for slot in (0, *slots):
-                    self._replace(slot)  # stopped half-way: the pipes are out of step
+                if self._workers:
+                    self._replace_all()  # stopped half-way: the pipes are out of step
+
+    def _replace_all(self) -> None:
+        for slot in range(len(self._workers)):
+            self._replace(slot)
+        self._dirty = False
 
     def _serve_all(self, slot: int, batch: _Batch) -> None:
-        for _ in self._serve(slot, batch):
-            pass
+        try:
+            for _ in self._serve(slot, batch):
+                pass
+        except BaseException as error:  # raised again in the caller's thread
+            batch.failures.append(error)
 
     def _serve(self, slot: int, batch: _Batch) -> Iterator[None]:
         """Run jobs of the batch on one worker, yielding after each, until there are none left.
 
-        The worker gets its next job before its last reply is read, so that it never waits for this process. What did
+        The worker gets its next job before its last reply is parsed, so that it never waits for this process. What did
         not go well is done again at the end, one by one.
         """
-        again: list[tuple[int, int]] = []  # which job, and how often it may still be tried
+        again: list[tuple[int, int]] = []  # how often it may still be tried, and which job
+        claims: dict[int, Execution] = {}
         current = self._send_next(slot, batch, again)
         while current is not None:
             reply = self._reply(slot)
             if reply is None and not batch.stopped:
                 self._replace(slot)
             following = self._send_next(slot, batch, again)
-            execution = None if reply is None else self._understood(batch.jobs[current], reply)
+            try:
+                execution = None if reply is None else self._read(batch.jobs[current], reply)
+            except ProtocolError:  # the worker is broken, and has the following job
+                execution = None
+                if following is not None:
+                    again.append((2, following))
+                if not batch.stopped:
+                    self._replace(slot)
+                following = self._send_next(slot, batch, again)
             if execution is None:
-                again.append((current, 1 if reply is None else 2))
-            batch.done[current] = execution
+                again.append((1, current))
+            elif execution.reason == "setup_error":
+                claims[current] = execution
+            else:
+                batch.done[current] = execution
             yield
             current = following
-        for index, tries in again:
+        for index, execution in claims.items():
+            if not batch.stopped:
+                batch.done[index] = self._checked(slot, batch.jobs[index], execution, batch)
+        for tries, index in sorted(again):
             if batch.stopped:
                 return
-            batch.done[index] = self._execute(slot, batch.jobs[index], tries)
+            if tries == 1:
+                self._replace(slot)  # its last try is not spoiled by another job's worker
+            batch.done[index] = self._execute(slot, batch.jobs[index], tries, batch)
             yield
 
     def _send_next(self, slot: int, batch: _Batch, again: list[tuple[int, int]]) -> int | None:
@@ -226,7 +265,7 @@ class Sandbox:
                 self._checked_worker(slot).send(encode_job(batch.jobs[index]))
                 return index
             except (WorkerDied, LayerUnavailable):
-                again.append((index, 1))
+                again.append((1, index))
                 if not batch.stopped:
                     self._replace(slot)
         return None
@@ -238,13 +277,8 @@ class Sandbox:
         except WorkerDied:
             return None
 
-    def _understood(self, job: Job, reply: tuple[dict[str, Any], bytes]) -> Execution | None:
-        """The execution, unless the worker talks nonsense or a claim of the submission must be looked into."""
-        try:
-            execution = to_execution(*reply, len(job.calls), self.cpu_s, self.level)
-        except ProtocolError:
-            return None
-        return None if execution.reason == "setup_error" else execution
+    def _read(self, job: Job, reply: tuple[dict[str, Any], bytes]) -> Execution:
+        return to_execution(*reply, len(job.calls), self.cpu_s, self.level)
 
     def _checked_worker(self, slot: int) -> Worker:
         """The worker, once it is ready. Raises WorkerDied, LayerUnavailable."""
@@ -253,26 +287,31 @@ class Sandbox:
             raise WorkerDied  # less protected than the first one
         return worker
 
-    def _execute(self, slot: int, job: Job, tries: int = 2) -> Execution:
-        """Run one job and wait for it, on new workers where one dies; `infra_error` after so many tries."""
+    def _execute(self, slot: int, job: Job, tries: int = 2, batch: _Batch | None = None) -> Execution:
+        """Run one job and wait for it, on new workers where one dies; `infra_error` after so many tries.
+
+        Also when its batch is stopped meanwhile: nobody reads it then.
+        """
         request = encode_job(job)
         for _ in range(tries):
             try:
-                header, record = self._checked_worker(slot).execute(request)
-                execution = to_execution(header, record, len(job.calls), self.cpu_s, self.level)
-                return self._checked(slot, job, execution)
+                if batch is not None and batch.stopped:
+                    break
+                reply = self._checked_worker(slot).execute(request)
+                return self._checked(slot, job, self._read(job, reply), batch)
             except (WorkerDied, LayerUnavailable, ProtocolError):
-                self._replace(slot)
+                if batch is None or not batch.stopped:
+                    self._replace(slot)
             except BaseException:
                 self._replace(slot)  # interrupted half-way: the pipes are out of step
                 raise
         return infra_error(self.level)
 
-    def _checked(self, slot: int, job: Job, execution: Execution) -> Execution:
+    def _checked(self, slot: int, job: Job, execution: Execution, batch: _Batch | None) -> Execution:
         """A failed setup is the child's own claim, and masks the grade: it holds only if the setup fails alone, too."""
         if execution.reason != "setup_error" or not job.source:
             return execution
-        alone = self._execute(slot, replace(job, source="", calls=(), probe=None))
+        alone = self._execute(slot, replace(job, source="", calls=(), probe=None), batch=batch)
         return execution if alone.reason in ERROR_REASONS else replace(execution, reason="protocol_error")
 
     def _replace(self, slot: int) -> None:

@@ -315,7 +315,7 @@ def _segments(header: Mapping[str, Any], body: bytes, n_calls: int) -> list[tupl
             _ = segment["signal"], segment["over"]
         if not cut or at != len(body) or not float(header["cpu_s"]) >= 0 or "observation" not in header:
             raise ProtocolError("a header without its processes")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ProtocolError("not a worker's header") from error
     return cut
 

@@ -59,6 +59,7 @@ class Worker:
         os.set_blocking(self.requests, False)
         os.set_blocking(self.replies, False)
         self.hello = json.dumps(settings).encode()
+        self.serial = 0  # of the last frame sent; the worker says it back
 
     def ready(self) -> dict[str, Any]:
         """Wait for the worker's start (once): which `layers` hold in it, and why others `failed`.
@@ -91,23 +92,29 @@ class Worker:
     def kill(self) -> None:
         """End the worker at once, from any thread: whoever waits for it gets WorkerDied, and closes it."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+            if self.process.returncode is None:  # not collected, so its number is its own
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def _send(self, request: tuple[bytes, bytes], deadline: float) -> None:
         try:
-            self._write(struct.pack("<II", *map(len, request)) + b"".join(request), deadline)
+            self.serial += 1
+            self._write(struct.pack("<III", self.serial, *map(len, request)) + b"".join(request), deadline)
         except OSError as error:
             raise WorkerDied from error
 
     def _receive(self, deadline: float) -> tuple[dict[str, Any], bytes]:
         try:
-            head_bytes, body_bytes = struct.unpack("<II", self._read(8, deadline))
-            if head_bytes + body_bytes > LARGEST_REPLY_BYTES:
+            serial, head_bytes, body_bytes = struct.unpack("<III", self._read(12, deadline))
+            # Another serial: this side was interrupted in between. No reply may be read as another job's.
+            if serial != self.serial or head_bytes + body_bytes > LARGEST_REPLY_BYTES:
                 raise WorkerDied
             data = self._read(head_bytes + body_bytes, deadline)
-            return json.loads(data[:head_bytes]), data[head_bytes:]
-        except (OSError, ValueError) as error:
+            header = json.loads(data[:head_bytes])
+        except (OSError, ValueError, RecursionError) as error:
             raise WorkerDied from error
+        if not isinstance(header, dict):
+            raise WorkerDied
+        return header, data[head_bytes:]
 
     def _write(self, data: bytes, deadline: float) -> None:
         rest = memoryview(data)
@@ -139,6 +146,7 @@ class Worker:
 
     def hang_up(self) -> None:
         """Close the worker's pipes, at which it ends by itself."""
+        self.requests = self.replies = -1  # the numbers may be somebody else's soon
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -1,11 +1,10 @@
 """The worker process: waits for jobs, forks one fresh child per submission, and reports what the child left behind.
 
-Started by `pool.py` as a script in a bare interpreter (no site, no environment, fixed hash seed); imports nothing of
-unhack, so that neither torch nor any expected value is ever in this process. Frames on the request pipe: two 4-byte
-lengths, a JSON job and the submission's source; on the reply pipe: two 4-byte lengths, a JSON header and the child's
-raw record with what it printed or wrote behind it, which only the trusted side parses. The child writes its record
-into shared anonymous memory: no reader to wake per result, a hard size cap, and whatever was written before a kill is
-still there.
+Started by `worker.py` as a script in a bare interpreter (no site, no environment, fixed hash seed); imports nothing of
+unhack, so that neither torch nor any expected value is ever in this process. Frames: a serial number, which the reply
+repeats, and two lengths, of 4 bytes each; then a JSON job and the submission's source, or a JSON header and the child's
+raw record with what it printed or wrote behind it, which only the trusted side parses. The child writes its record into
+shared anonymous memory: no reader to wake, a hard size cap, and what was written before a kill is still there.
 
 **Nothing of a submission ever is on this process's heap**: not its source, its values, or its output. Memory that is
 freed is not wiped, every child gets a copy of this heap, and the values of a right submission are the answers. So they
@@ -58,6 +57,7 @@ prepare = importlib.import_module("prepare")
 sys.path.pop(0)
 
 REQUEST_FD, REPLY_FD = 3, 4
+_serial = 0  # of the frame that was read last
 RECORD_BYTES = 4 * 2**20
 ASKS_PROCESS = ("call", "attribute")  # probes that need a live process after the last call
 FOLDER_PREFIX = "unhack-worker-"  # as in pool.py
@@ -138,8 +138,7 @@ class Zygote:
         return header, n_bytes
 
     def rehearse(self) -> None:
-        """Run a harmless job in this process a few times: the interpreter rewrites code that runs often (and so copies
-        its pages) here, once, and not in every child."""
+        """Run a harmless job here a few times: code that runs often is rewritten, which copies its pages, once."""
         source, calls = b"class Solution:\n    def solve(self, x):\n        return x\n", ["solution.solve([1, [2.5]])"]
         job = prepare.Preparation(PRELOAD)({"setup": "", "calls": 4 * calls, "probe": None}, source)
         for _ in range(16):
@@ -249,7 +248,8 @@ def _read_exactly(length: int) -> bytes:
 
 def _read_frame() -> tuple[dict[str, Any], Any]:
     """(job, source): the source is bytes-like, in a map of its own that the caller closes by `with`."""
-    job_bytes, source_bytes = struct.unpack("<II", _read_exactly(8))
+    global _serial
+    _serial, job_bytes, source_bytes = struct.unpack("<III", _read_exactly(12))
     job = json.loads(_read_exactly(job_bytes))
     source = private_map(max(1, source_bytes))
     with memoryview(source) as view:
@@ -266,7 +266,7 @@ def _read_frame() -> tuple[dict[str, Any], Any]:
 
 def _write_reply(header: dict[str, Any], *parts: Any) -> None:
     head = json.dumps(header).encode()
-    for part in (struct.pack("<II", len(head), sum(map(len, parts))), head, *parts):
+    for part in (struct.pack("<III", _serial, len(head), sum(map(len, parts))), head, *parts):
         at = 0
         with memoryview(part) as view:
             while at < len(view):
